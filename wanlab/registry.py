@@ -1,0 +1,68 @@
+"""Names of methods and families, known from the package's files and imported on first use.
+
+This is the one place that imports upward: `Registry.get` imports `<package>.<name>` when a name is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from wanlab.errors import WanlabError, unknown
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """A table of name -> object, one file of `package` a name; modules starting with `_` or listed in `skip` are not methods.
+
+    Code outside the package (a notebook, a test) adds to it with `register` too.
+    """
+
+    def __init__(self, kind: str, package: str, skip: tuple[str, ...] = ()) -> None:
+        self.kind = kind
+        self.package = package
+        self._skip = set(skip)
+        self._entries: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorate the object that `name` stands for."""
+
+        def add(entry: T) -> T:
+            self._entries[name] = entry
+            return entry
+
+        return add
+
+    def names(self) -> list[str]:
+        """All names, without importing any method's file."""
+        package = importlib.import_module(self.package)
+        files = {m.name for m in pkgutil.iter_modules(package.__path__)}
+        return sorted((files - self._skip - {f for f in files if f.startswith("_")}) | set(self._entries))
+
+    def check(self, name: str) -> str:
+        """Return `name` if it exists; raise `WanlabError` with the nearest names if not. Imports no method."""
+        if name not in self._entries and name not in self.names():
+            raise unknown(self.kind, name, self.names())
+        return name
+
+    def get(self, name: str) -> T:
+        """The object behind `name`; imports its file on first use."""
+        if name not in self._entries:
+            self.check(name)
+            importlib.import_module(f"{self.package}.{name}")
+        if name not in self._entries:
+            raise WanlabError(f"{self.package}.{name} registers no {self.kind} called {name!r}")
+        return self._entries[name]
+
+    def __repr__(self) -> str:
+        return f"Registry({self.kind}: {', '.join(self.names())})"
+
+
+ATTENTION: Registry[Any] = Registry("attention backend", "wanlab.attention")
+CACHES: Registry[Any] = Registry("cache", "wanlab.caches")
+FAMILIES: Registry[Any] = Registry("model family", "wanlab.models", skip=("base",))
+GUIDANCE: Registry[Any] = Registry("guidance rule", "wanlab.guidance")
+SAMPLERS: Registry[Any] = Registry("sampler", "wanlab.sampling")
