@@ -16,8 +16,9 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """A table of name -> object, one file of `package` a name; modules starting with `_` or listed in `skip` are not methods.
+    """A table of name -> object, one file of `package` a name.
 
+    Modules starting with `_` or listed in `skip` are not methods.
     Code outside the package (a notebook, a test) adds to it with `register` too.
     """
 
