@@ -1,0 +1,42 @@
+"""Settings of every test: no network, no user folder, and the `gpu` and `weights` markers."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+for name, value in {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "MPLBACKEND": "Agg",
+    "JUPYTER_PLATFORM_DIRS": "1",
+}.items():
+    os.environ.setdefault(name, value)
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user's data, configuration and hub cache folders are empty ones, so no test depends on the machine."""
+    home = tmp_path_factory.getbasetemp() / "home"
+    for name in ("XDG_DATA_HOME", "XDG_CONFIG_HOME", "HF_HOME"):
+        monkeypatch.setenv(name, str(home / name.lower()))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what needs a GPU or large weights unless the command line names the marker (`-m gpu`)."""
+    asked = config.getoption("markexpr", "")
+    for word, reason in {"gpu": "needs a CUDA device: -m gpu", "weights": "needs local weights: -m weights"}.items():
+        if word in asked:
+            continue
+        for item in items:
+            if item.get_closest_marker(word):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The checkout's root."""
+    return Path(__file__).resolve().parent.parent

@@ -1,0 +1,65 @@
+"""wanlab: a research workbench for video diffusion.
+
+>>> import wanlab
+>>> model = wanlab.load("wan_tiny")
+>>> clip = wanlab.generate(model, prompt="a red circle moves right on a black background", seed=7)
+
+Importing this module imports nothing else: a public name loads its module on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from wanlab.catalog import catalogue as catalogue
+    from wanlab.errors import WanlabError as WanlabError
+    from wanlab.jobs import Job as Job
+    from wanlab.jobs import submit as submit
+    from wanlab.models import load as load
+    from wanlab.pipeline import generate as generate
+    from wanlab.result import Result as Result
+    from wanlab.result import open_result as open_result
+    from wanlab.spec import GenerationSpec as GenerationSpec
+    from wanlab.stages import decode as decode
+    from wanlab.stages import denoise as denoise
+    from wanlab.stages import encode_conditions as encode_conditions
+    from wanlab.stages import encode_text as encode_text
+    from wanlab.stages import post as post
+    from wanlab.study import compare as compare
+
+_HOMES = {  # public name -> the module of this package that it lives in
+    "catalogue": "catalog",
+    "WanlabError": "errors",
+    "Job": "jobs",
+    "submit": "jobs",
+    "load": "models",
+    "generate": "pipeline",
+    "Result": "result",
+    "open_result": "result",
+    "GenerationSpec": "spec",
+    "decode": "stages",
+    "denoise": "stages",
+    "encode_conditions": "stages",
+    "encode_text": "stages",
+    "post": "stages",
+    "compare": "study",
+}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    """Import the module that a public name lives in, and keep the name."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'wanlab' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"wanlab.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})
