@@ -1,0 +1,93 @@
+"""Distances between two clips of decoded frames, with no weights to download.
+
+Papers disagree on what "PSNR of a video" is, so both forms are here under their own names. Frames are (T, H, W, 3) uint8,
+as `Result.frames`; a single image is T = 1.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from wanlab.errors import WanlabError
+
+_PEAK = 255.0
+_TAPS, _SIGMA = 11, 1.5  # the window of Wang et al. 2004
+_EQUAL_FRAME = 100.0  # dB counted for a frame without any error, as VideoSys' common_metrics does
+
+Array = np.ndarray[Any, Any]
+
+
+def psnr(a: Array, b: Array) -> float:
+    """Peak signal to noise ratio in dB from one mean squared error over the whole clip; inf for equal clips."""
+    mse = float(np.mean(_squared_error(a, b)))
+    return float("inf") if mse == 0 else 10 * float(np.log10(_PEAK**2 / mse))
+
+
+def psnr_per_frame(a: Array, b: Array) -> Array:
+    """PSNR of each frame in dB, (T,) float64; a frame without error counts 100 dB, so that the mean stays finite.
+
+    Source: `calculate_psnr` of VideoSys' common_metrics_on_video_quality.
+    """
+    mse = np.mean(_squared_error(a, b), axis=(1, 2, 3))
+    with np.errstate(divide="ignore"):
+        return np.where(mse < 1e-10, _EQUAL_FRAME, 10 * np.log10(_PEAK**2 / mse))
+
+
+def ssim(a: Array, b: Array) -> float:
+    """Structural similarity in [-1, 1], the mean over frames, channels and the valid region of an 11 x 11 Gaussian window.
+
+    Raises WanlabError for frames smaller than 11 x 11. Source: Wang et al. 2004, K1 = 0.01, K2 = 0.03, sigma = 1.5.
+    """
+    _check(a, b)
+    if min(a.shape[1:3]) < _TAPS:
+        raise WanlabError(f"SSIM needs frames of at least {_TAPS} x {_TAPS} pixels, got {a.shape[2]} x {a.shape[1]}")
+    return float(np.mean([_ssim_of_frame(x, y) for x, y in zip(a, b, strict=True)]))
+
+
+def max_abs_diff(a: Array, b: Array) -> int:
+    """The largest difference of any pixel, in 8-bit levels; 0 for equal clips."""
+    _check(a, b)
+    return int(np.max(np.abs(a.astype(np.int16) - b.astype(np.int16))))
+
+
+def flicker(frames: Array) -> float:
+    """Mean absolute difference between neighbouring frames in 8-bit levels; 0 for a still clip and for an image."""
+    if len(frames) < 2:
+        return 0.0
+    return float(np.mean([np.mean(np.abs(y.astype(np.int16) - x)) for x, y in zip(frames[:-1], frames[1:], strict=True)]))
+
+
+def _check(a: Array, b: Array) -> None:
+    if a.shape != b.shape or a.ndim != 4:
+        raise WanlabError(
+            f"Two clips of the same (frames, height, width, 3) are needed, got {tuple(a.shape)} and {tuple(b.shape)}",
+            remedy="Generate both with the same width, height and num_frames.",
+        )
+
+
+def _squared_error(a: Array, b: Array) -> Array:
+    _check(a, b)
+    return (a.astype(np.float32) - b.astype(np.float32)) ** 2
+
+
+def _ssim_of_frame(x: Array, y: Array) -> float:
+    """SSIM of one (H, W, 3) frame, averaged over pixels and channels."""
+    x, y = x.astype(np.float64), y.astype(np.float64)
+    mean_x, mean_y = _blur(x), _blur(y)
+    var_x, var_y = _blur(x * x) - mean_x**2, _blur(y * y) - mean_y**2
+    covariance = _blur(x * y) - mean_x * mean_y
+    c1, c2 = (0.01 * _PEAK) ** 2, (0.03 * _PEAK) ** 2
+    top = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    return float(np.mean(top / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))))
+
+
+def _blur(x: Array) -> Array:
+    """Gaussian window over rows, then columns, of (H, W, 3); only positions where the whole window fits remain."""
+    offsets = np.arange(_TAPS) - (_TAPS - 1) / 2
+    window = np.exp(-(offsets**2) / (2 * _SIGMA**2))
+    window /= window.sum()
+    height, width = x.shape[0] - _TAPS + 1, x.shape[1] - _TAPS + 1
+    rows = sum(w * x[i : i + height] for i, w in enumerate(window))
+    return sum(w * rows[:, i : i + width] for i, w in enumerate(window))  # type: ignore[index, return-value]
