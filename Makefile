@@ -1,0 +1,47 @@
+# Two commands: `make demo` makes a clip and its notebook under runs/, `make test` runs the tests.
+# Both install into .venv first, from PyPI and the pins of constraints.txt.
+
+PYTHON ?= python3
+VENV   ?= .venv
+OUT    ?= runs/demo
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+TORCH  := $(shell grep '^torch==' constraints.txt)
+
+export HF_HUB_DISABLE_TELEMETRY := 1
+export JUPYTER_PREFER_ENV_PATH  := 1
+export PYTHONUTF8               := 1
+
+.PHONY: help install demo test lab clean
+help:
+	@echo "make demo   generate from wan_tiny through notebooks/quickstart.ipynb; results in $(OUT)"
+	@echo "make test   run the tests (ARGS='-k spec' chooses)"
+	@echo "make lab    open JupyterLab on the notebooks"
+	@echo "make clean  remove $(VENV)"
+
+install: $(VENV)/.installed
+
+# torch comes first and alone: it is the largest part, and its pin decides which build the rest is resolved against.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "wanlab needs Python 3.11 or newer; choose one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet '$(TORCH)' --constraint constraints.txt
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[test]'
+	@touch $@
+
+demo: install
+	@mkdir -p $(OUT)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m papermill --no-progress-bar notebooks/quickstart.ipynb $(OUT)/quickstart.ipynb -p out $(OUT)
+	@echo && echo "Executed notebook, clips and their records:"
+	@ls -1 $(OUT)/quickstart.ipynb $(OUT)/*/video.mp4 $(OUT)/*/run.json
+	@echo "Open the lab with: make lab"
+
+test: install
+	$(BIN)/python -m pytest $(ARGS)
+
+lab: install
+	$(BIN)/python -m jupyterlab --ip=127.0.0.1 --notebook-dir=. notebooks/quickstart.ipynb
+
+clean:
+	rm -rf $(VENV)
