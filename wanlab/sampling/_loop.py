@@ -1,0 +1,54 @@
+"""The only sampling loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from wanlab.errors import WanlabError
+from wanlab.sampling._base import Sampler
+from wanlab.sampling._state import SamplerState
+
+Velocity = Callable[[Tensor, int], Tensor]
+"""`velocity(latents, step) -> Tensor` shaped like the latents: the guided prediction of the network."""
+OnStep = Callable[[int, float, Tensor, Tensor], None]
+"""`on_step(step, sigma, latents, denoised)`, see `sample`."""
+
+
+def sample(
+    sampler: Sampler,
+    velocity: Velocity,
+    state: SamplerState,
+    *,
+    stop: int | None = None,
+    on_step: OnStep | None = None,
+) -> SamplerState:
+    """Run the steps from `state.index` up to `stop` (all by default) and return the state after them.
+
+    `on_step` is called after each step with its number, the sigma the network was asked at, the latents after the step
+    and the data estimate that the network's answer implies; what it raises ends the loop. The caller's `state` is left
+    as it was. Nothing here changes the gradient mode. Raises WanlabError naming the step when the velocity has NaN or
+    infinity; that check is the one wait for the device in a step.
+    """
+    stop = sampler.num_steps if stop is None else stop
+    assert state.index <= stop <= sampler.num_steps, f"steps {state.index} to {stop} of {sampler.num_steps}"
+    for i in range(state.index, stop):
+        slope = velocity(state.latents, i)
+        _check_finite(slope, i, sampler)
+        before, state = state, sampler.step(state, slope, i)
+        if on_step is not None:
+            on_step(i, float(sampler.sigmas[i]), state.latents, sampler.denoised(before, slope, i))
+    return state
+
+
+def _check_finite(velocity: Tensor, i: int, sampler: Sampler) -> None:
+    if bool(torch.isfinite(velocity).all()):
+        return
+    bad = int((~torch.isfinite(velocity)).sum())
+    raise WanlabError(
+        f"The network returned {bad} NaN or infinite numbers of {velocity.numel()} at step {i} of {sampler.num_steps} "
+        f"(sigma {float(sampler.sigmas[i]):.4g}, {velocity.dtype})",
+        remedy="Try weights.dtype float32 or bfloat16, and check the weights and what is attached to the model.",
+    )

@@ -1,0 +1,33 @@
+"""Sampler states as safetensors files, so that a run resumes bit-identically."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors.torch import load, save
+
+from wanlab.errors import WanlabError
+from wanlab.files import atomic_write, header_gate
+from wanlab.sampling._state import SamplerState
+
+SCHEMA = 1
+
+
+def save_state(state: SamplerState, path: str | Path) -> None:
+    """Write `state` to `path`, at once or not at all; tensors keep their dtype and every bit."""
+    tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.to_tensors().items()}
+    atomic_write(Path(path), save(tensors, metadata={"wanlab": "sampler state", "schema": str(SCHEMA)}))
+
+
+def load_state(path: str | Path) -> SamplerState:
+    """Read what `save_state` wrote, on the CPU; raises WanlabError when the file is not that."""
+    path = Path(path)
+    metadata = header_gate(path).get("__metadata__", {})
+    if metadata.get("wanlab") != "sampler state" or metadata.get("schema") != str(SCHEMA):
+        raise WanlabError(
+            f"{path.name} is no sampler state of schema {SCHEMA}", remedy="Save one with wanlab.sampling.save_state."
+        )
+    try:
+        return SamplerState.from_tensors(load(path.read_bytes()))
+    except KeyError as missing:
+        raise WanlabError(f"{path.name} lacks the tensor {missing}", remedy="Save the state again.") from missing
