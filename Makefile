@@ -41,7 +41,8 @@ test: install
 	$(BIN)/python -m pytest $(ARGS)
 
 lab: install
-	$(BIN)/python -m jupyterlab --ip=127.0.0.1 --notebook-dir=. notebooks/quickstart.ipynb
+	$(BIN)/python -m jupyterlab --ip=127.0.0.1 --ServerApp.root_dir=. \
+		--LabApp.default_url=/lab/tree/notebooks/quickstart.ipynb $(ARGS)
 
 clean:
 	rm -rf $(VENV)
