@@ -1,0 +1,224 @@
+"""Definitions of the models that wanlab knows: `defaults/<id>.json`, read and checked on first use.
+
+A variant of a known family is one JSON; nothing here asks which family a definition belongs to.
+"""
+
+from __future__ import annotations
+
+import functools
+import html
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from wanlab.errors import WanlabError, shorten, unknown
+from wanlab.files import read_json, resource
+from wanlab.workspace import Workspace, find_workspace
+
+SCHEMA = 1
+_MAX_BYTES = 4 << 20  # a definition is a few kilobytes
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, populate_by_name=True)
+
+
+class WeightSource(_Strict):
+    """Where a checkpoint's files are, in the order in which `weights.locate` looks."""
+
+    asset: str | None = None
+    """Folder under the package's assets: weights that ship with wanlab."""
+    folder: str | None = None
+    """A local folder in diffusers layout."""
+    repo: str | None = None
+    """Repository on the Hugging Face hub, `owner/name`."""
+    revision: str | None = None
+    """Branch, tag or commit of `repo`; None is its default branch."""
+    files: list[str] = []
+    """Glob patterns below the folder; each must match at least one file for the checkpoint to be complete."""
+
+
+class Definition(_Strict):
+    """One model: what to build, where its weights are, and the settings it was trained for."""
+
+    schema_version: int = Field(SCHEMA, alias="schema", ge=1, le=SCHEMA)
+    id: str = Field(min_length=1, max_length=100)
+    family: str
+    title: str = ""
+    description: str = ""
+    aliases: list[str] = []
+    """Other names: WanGP's id of the same model, the hub's repository."""
+    architecture: dict[str, dict[str, Any]] = {}
+    """Component (transformer, vae, text_encoder, ...) -> keyword arguments of its diffusers or transformers config."""
+    weights: WeightSource = WeightSource()
+    spec: dict[str, Any] = {}
+    """Defaults of a GenerationSpec for this checkpoint, nested by part."""
+    constants: dict[str, Any] = {}
+    """Numbers that methods need for this checkpoint."""
+    sources: dict[str, str] = {}
+    """Where the values above come from, by dotted name."""
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any], origin: str = "definition") -> Definition:
+        """Check a dictionary. Raises `WanlabError` that names `origin`, the key and the nearest legal key."""
+        try:
+            return cls.model_validate(dict(data))
+        except ValidationError as error:
+            raise _complaint(error, origin) from None
+
+    def __repr__(self) -> str:
+        return f"Definition({self.id!r}, family={self.family!r}, title={self.title!r})"
+
+
+def _complaint(error: ValidationError, origin: str) -> WanlabError:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"]) or "definition"
+    if first["type"] == "extra_forbidden":
+        model = WeightSource if len(first["loc"]) > 1 else Definition
+        keys = [field.alias or name for name, field in model.model_fields.items()]
+        return unknown(f"key in {origin}:", first["loc"][-1], keys)
+    if where == "schema" and first["type"] == "less_than_equal":
+        remedy = "Update wanlab: the file was written by a newer version"
+        return WanlabError(f"{origin} has schema {first['input']}, this version reads up to {SCHEMA}", remedy=remedy)
+    return WanlabError(f"{origin}: {where} = {shorten(first['input'], 80)}: {first['msg']}")
+
+
+def _read(path: Path) -> Definition:
+    data = read_json(path, _MAX_BYTES)
+    if not isinstance(data, dict):
+        raise WanlabError(f"{path.name} holds no JSON object", remedy="A definition is an object with id and family")
+    return Definition.of(data, origin=path.name)
+
+
+@functools.cache
+def _shipped() -> tuple[Definition, ...]:
+    return tuple(_read(path) for path in sorted(resource("defaults").glob("*.json")))
+
+
+def find(what: str | Path | Mapping[str, Any] | Definition | Any) -> Definition:
+    """The definition that `what` names.
+
+    `what`: an id, an alias (WanGP's id, the hub's repository), the path of a definition's JSON, a dictionary, a
+    `GenerationSpec` (its model), or a Definition. Raises `WanlabError` with the nearest names.
+    """
+    if isinstance(what, Definition):
+        return what
+    if isinstance(what, Mapping):
+        return Definition.of(what)
+    if isinstance(what, Path) or (isinstance(what, str) and what.endswith(".json")):
+        return _read(Path(what))
+    name = what if isinstance(what, str) else getattr(what, "model", None)
+    if not isinstance(name, str):
+        raise WanlabError(f"{shorten(what, 80)} names no model", remedy="Give an id, a definition or a spec")
+    names = {}
+    for definition in _shipped():
+        names.update(dict.fromkeys(definition.aliases, definition))
+    names.update({definition.id: definition for definition in _shipped()})
+    if name in names:
+        return names[name]
+    raise unknown("model", name, names, remedy="wanlab.catalogue() lists them")
+
+
+class Row(_Strict):
+    """One line of the catalogue."""
+
+    id: str
+    family: str
+    title: str
+    on_disk: bool
+    size: int | None
+    """Bytes of its files on disk; None if they are not there."""
+    remedy: str
+    """What to do to have the weights; empty if they are there."""
+
+
+class Catalogue(Sequence[Row]):
+    """The models wanlab knows, as a list of rows that prints as a table."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = list(rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.rows[index]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def __repr__(self) -> str:
+        lines = [_cells(row) for row in self.rows]
+        widths = [max(map(len, column)) for column in zip(_HEADS, *lines, strict=True)]
+        return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in [_HEADS, *lines])
+
+    def _repr_html_(self) -> str:
+        def line(tag: str, cells: Sequence[str]) -> str:
+            return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+        return f"<table>{line('th', _HEADS)}{''.join(line('td', _cells(row)) for row in self.rows)}</table>"
+
+
+_HEADS = ("id", "family", "title", "on disk", "remedy")
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    size = f"{row.size / 1e6:,.1f} MB" if row.size is not None else "no"
+    return (row.id, row.family, row.title, size, row.remedy)
+
+
+def catalogue(workspace: Workspace | None = None) -> Catalogue:
+    """All definitions, with whether their weights are on this machine. Asks the disk only, never the network."""
+    return Catalogue([_row(definition, on_disk(definition, workspace)) for definition in _shipped()])
+
+
+def on_disk(definition: Definition, workspace: Workspace | None = None) -> Path | None:
+    """The first complete folder that holds the definition's files, or None. Asks the disk only, never the network."""
+    return next((f for f in candidates(definition, workspace) if not missing_files(definition, f)), None)
+
+
+def candidates(definition: Definition, workspace: Workspace | None = None) -> list[Path]:
+    """Folders that may hold the weights, in the order in which they are tried; they need not exist."""
+    source = definition.weights
+    folders = [resource("assets", source.asset)] if source.asset else []
+    if source.folder:
+        folders.append(Path(source.folder).expanduser())
+    for root in (workspace or find_workspace()).checkpoints:
+        folders.append(Path(root) / definition.id)
+        if source.repo:
+            folders += [Path(root) / source.repo, Path(root) / source.repo.split("/")[-1]]
+            folders += sorted((Path(root) / f"models--{source.repo.replace('/', '--')}" / "snapshots").glob("*"))
+    return folders + _hub_cache(source)
+
+
+def missing_files(definition: Definition, folder: Path) -> list[str]:
+    """Patterns of the definition's files that match nothing in `folder`; empty if it is complete."""
+    patterns = definition.weights.files or ["model_index.json"]
+    return [pattern for pattern in patterns if next(folder.glob(pattern), None) is None]
+
+
+def _hub_cache(source: WeightSource) -> list[Path]:
+    if source.repo is None:
+        return []
+    from huggingface_hub import try_to_load_from_cache  # a third of a second, and only needed for hub models
+
+    found = try_to_load_from_cache(source.repo, "model_index.json", revision=source.revision)
+    return [Path(found).parent] if isinstance(found, str) else []
+
+
+def _row(definition: Definition, folder: Path | None) -> Row:
+    source = definition.weights
+    remedy = ""
+    if folder is None:
+        remedy = f"wanlab.load({definition.id!r}) downloads {source.repo}" if source.repo else "its folder is missing"
+    size = None if folder is None else sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+    return Row(
+        id=definition.id,
+        family=definition.family,
+        title=definition.title,
+        on_disk=folder is not None,
+        size=size,
+        remedy=remedy,
+    )

@@ -1,0 +1,217 @@
+"""Video and picture files: H.264 in mp4 through PyAV, PNG through Pillow, each with a text that travels inside.
+
+The bytes depend on the frames, the settings and the encoder's version alone: one thread, no time stamps.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wanlab.errors import WanlabError, shorten
+
+Frames = NDArray[np.uint8]
+MAX_COMMENT = 16 << 20  # bytes of a comment that are read; a spec is a few kilobytes
+_PNG_KEY = "wanlab"
+_PADDED = re.compile(r"(\d+)x(\d+) pixels, padded to (\d+)x(\d+)")
+
+
+def write_video(
+    path: str | Path, frames: Frames, fps: float, *, crf: int = 18, comment: str = "", lossless: bool = False
+) -> Path:
+    """Write an mp4 that browsers play (H.264, yuv420p, index first); the file appears complete or not at all.
+
+    frames: (T, H, W, 3) uint8, RGB; an odd height or width is padded by repeating the last row or column, and
+    `read_video` cuts it off again. crf: 0 (best) to 51. comment: any text without NUL, stored as the file's comment.
+    lossless keeps RGB exactly (crf is then ignored; browsers do not play it).
+    Raises `WanlabError` for frames of another shape or type and for a full disk.
+    """
+    check_frames(frames)
+    _check_text(comment)
+    if not 0 < fps <= 1000:
+        raise WanlabError(f"fps = {fps!r}", remedy="Give frames per second between 0 and 1000")
+    options = {"preset": "veryfast" if lossless else "medium"} | ({"qp": "0"} if lossless else {"crf": str(crf)})
+    with _finished(Path(path)) as part:
+        _encode(part, frames, Fraction(fps).limit_denominator(1001), options, comment)
+    return Path(path)
+
+
+def _encode(path: Path, frames: Frames, rate: Fraction, options: dict[str, str], comment: str) -> None:
+    import av
+    from av.video.reformatter import ColorRange, Colorspace
+
+    height, width = frames.shape[1:3]
+    lossless = "qp" in options
+    padded = frames if lossless else np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    flags = {"movflags": "+faststart", "fflags": "+bitexact"}
+    with av.open(os.path.abspath(path), "w", format="mp4", options=flags) as container:
+        if comment:
+            container.metadata["comment"] = comment
+        if padded.shape != frames.shape:
+            size = f"{width}x{height} pixels, padded to {padded.shape[2]}x{padded.shape[1]}"
+            container.metadata["description"] = size
+        codec = "libx264rgb" if lossless else "libx264"
+        stream: Any = container.add_stream(codec, rate=rate, options=options | {"threads": "1", "flags": "+bitexact"})
+        stream.width, stream.height = padded.shape[2], padded.shape[1]
+        stream.pix_fmt = "rgb24" if lossless else "yuv420p"
+        context = stream.codec_context
+        if not lossless:
+            context.colorspace, context.color_primaries, context.color_trc = 1, 1, 1  # BT.709, as players assume
+            context.color_range = ColorRange.MPEG
+        for picture in padded:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            if not lossless:
+                frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def read_video(path: str | Path) -> tuple[Frames, float, str]:
+    """Frames (T, H, W, 3) uint8, frames per second, and the comment ("" if there is none).
+
+    Raises `WanlabError` for a missing file and for one that holds no video.
+    """
+    import av
+
+    path = Path(path)
+    with _opened(path) as container:
+        comment, padding = _comment(container, path), _PADDED.fullmatch(container.metadata.get("description", ""))
+        stream = container.streams.video[0]
+        try:
+            pictures = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+        except av.FFmpegError as error:
+            raise _unreadable(path, str(error)) from None
+        fps = float(stream.average_rate or stream.guessed_rate or 0)
+    if not pictures:
+        raise _unreadable(path, "it holds no frame")
+    frames = np.stack(pictures)
+    if padding and (int(padding[3]), int(padding[4])) == (frames.shape[2], frames.shape[1]):
+        frames = frames[:, : int(padding[2]), : int(padding[1])]
+    return frames, fps, comment
+
+
+def read_comment(path: str | Path) -> str:
+    """The text that travels in an mp4 or PNG, without decoding pictures; "" if there is none."""
+    path = Path(path)
+    if is_png(path):
+        return read_image(path)[1]
+    with _opened(path) as container:
+        return _comment(container, path)
+
+
+def write_image(path: str | Path, frame: Frames, *, comment: str = "") -> Path:
+    """Write a PNG; frame: (H, W, 3) uint8. The comment is an iTXt chunk. Complete or not at all."""
+    from PIL import Image, PngImagePlugin
+
+    check_frames(frame[None])
+    _check_text(comment)
+    info = PngImagePlugin.PngInfo()
+    if comment:
+        info.add_itxt(_PNG_KEY, comment)
+    with _finished(Path(path)) as part:
+        Image.fromarray(frame).save(part, format="PNG", pnginfo=info)
+    return Path(path)
+
+
+def read_image(path: str | Path) -> tuple[Frames, str]:
+    """Frame (H, W, 3) uint8 and the comment of a PNG or another picture file ("" if there is none)."""
+    from PIL import Image, UnidentifiedImageError
+
+    path = Path(path)
+    try:
+        with Image.open(path) as image:
+            frame = np.asarray(image.convert("RGB"))
+            comment = str(getattr(image, "text", {}).get(_PNG_KEY, ""))
+    except FileNotFoundError:
+        raise _missing(path) from None
+    except (UnidentifiedImageError, OSError, ValueError) as error:
+        raise _unreadable(path, str(error)) from None
+    return frame, _capped(comment, path)
+
+
+def is_png(path: Path) -> bool:
+    """Whether the file starts as a PNG does. Raises `WanlabError` if it does not exist."""
+    try:
+        with path.open("rb") as file:
+            return file.read(8) == b"\x89PNG\r\n\x1a\n"
+    except (FileNotFoundError, IsADirectoryError):
+        raise _missing(path) from None
+
+
+def check_frames(frames: Frames) -> None:
+    """Raise `WanlabError` unless `frames` is a non-empty (T, H, W, 3) uint8 array."""
+    if not isinstance(frames, np.ndarray) or frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
+        have = f"{frames.dtype} {frames.shape}" if isinstance(frames, np.ndarray) else type(frames).__name__
+        raise WanlabError(f"Frames are {have}", remedy="Give a uint8 array of shape (T, H, W, 3)")
+    if 0 in frames.shape:
+        raise WanlabError(f"Frames of shape {frames.shape} hold no picture", remedy="Give at least one frame")
+
+
+def _check_text(comment: str) -> None:
+    if "\0" in comment or len(comment.encode("utf-8", "replace")) > MAX_COMMENT:
+        raise WanlabError(f"Comment {shorten(comment, 60)} holds a NUL or more than {MAX_COMMENT >> 20} MB")
+    try:
+        comment.encode()
+    except UnicodeEncodeError:
+        raise WanlabError(f"Comment {shorten(comment, 60)} is not valid Unicode (a lone surrogate)") from None
+
+
+@contextmanager
+def _finished(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that replaces it when the block ends well, and vanishes otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".part-{os.getpid()}-{path.name}")
+    try:
+        yield part
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise WanlabError(
+            f"{path} was not written: {error.strerror or error}",
+            remedy="Free some space or write elsewhere; any older file is unchanged",
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    import av
+
+    try:
+        container = av.open(os.path.abspath(path), metadata_errors="replace")  # absolute: "a:b.mp4" is no protocol
+    except (FileNotFoundError, IsADirectoryError):
+        raise _missing(path) from None
+    except (av.FFmpegError, OSError) as error:
+        raise _unreadable(path, getattr(error, "strerror", None) or str(error)) from None
+    with container:
+        if not container.streams.video:
+            raise _unreadable(path, "it holds no video")
+        yield container
+
+
+def _comment(container: Any, path: Path) -> str:
+    return _capped(container.metadata.get("comment", ""), path)
+
+
+def _capped(comment: str, path: Path) -> str:
+    if len(comment) > MAX_COMMENT:
+        raise _unreadable(path, f"its comment is longer than {MAX_COMMENT >> 20} MB")
+    return comment
+
+
+def _missing(path: Path) -> WanlabError:
+    return WanlabError(f"{path} does not exist or is no file", remedy="Check the path")
+
+
+def _unreadable(path: Path, reason: str) -> WanlabError:
+    return WanlabError(f"{path} cannot be read: {reason}", remedy="Give an mp4 or PNG that is complete")
