@@ -11,21 +11,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from wanlab.errors import WanlabError, shorten, unknown
 from wanlab.files import read_json, resource
+from wanlab.spec.part import Part
 from wanlab.workspace import Workspace, find_workspace
 
 SCHEMA = 1
 _MAX_BYTES = 4 << 20  # a definition is a few kilobytes
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, populate_by_name=True)
-
-
-class WeightSource(_Strict):
+class WeightSource(Part):
     """Where a checkpoint's files are, in the order in which `weights.locate` looks."""
 
     asset: str | None = None
@@ -36,11 +33,11 @@ class WeightSource(_Strict):
     """Repository on the Hugging Face hub, `owner/name`."""
     revision: str | None = None
     """Branch, tag or commit of `repo`; None is its default branch."""
-    files: list[str] = []
+    files: tuple[str, ...] = ()
     """Glob patterns below the folder; each must match at least one file for the checkpoint to be complete."""
 
 
-class Definition(_Strict):
+class Definition(Part):
     """One model: what to build, where its weights are, and the settings it was trained for."""
 
     schema_version: int = Field(SCHEMA, alias="schema", ge=1, le=SCHEMA)
@@ -48,41 +45,29 @@ class Definition(_Strict):
     family: str
     title: str = ""
     description: str = ""
-    aliases: list[str] = []
+    aliases: tuple[str, ...] = ()
     """Other names: WanGP's id of the same model, the hub's repository."""
-    architecture: dict[str, dict[str, Any]] = {}
+    architecture: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Component (transformer, vae, text_encoder, ...) -> keyword arguments of its diffusers or transformers config."""
     weights: WeightSource = WeightSource()
-    spec: dict[str, Any] = {}
+    spec: dict[str, Any] = Field(default_factory=dict)
     """Defaults of a GenerationSpec for this checkpoint, nested by part."""
-    constants: dict[str, Any] = {}
+    constants: dict[str, Any] = Field(default_factory=dict)
     """Numbers that methods need for this checkpoint."""
-    sources: dict[str, str] = {}
+    sources: dict[str, str] = Field(default_factory=dict)
     """Where the values above come from, by dotted name."""
 
     @classmethod
-    def of(cls, data: Mapping[str, Any], origin: str = "definition") -> Definition:
+    def of(cls, data: Mapping[str, Any], origin: str = "") -> Definition:
         """Check a dictionary. Raises `WanlabError` that names `origin`, the key and the nearest legal key."""
-        try:
-            return cls.model_validate(dict(data))
-        except ValidationError as error:
-            raise _complaint(error, origin) from None
+        schema = data.get("schema", SCHEMA)
+        if isinstance(schema, int) and schema > SCHEMA:
+            remedy = "A newer wanlab wrote it: update wanlab"
+            raise WanlabError(f"{origin or 'The definition'} has schema {schema}, not {SCHEMA}", remedy=remedy)
+        return cls.parse(data, origin)
 
     def __repr__(self) -> str:
         return f"Definition({self.id!r}, family={self.family!r}, title={self.title!r})"
-
-
-def _complaint(error: ValidationError, origin: str) -> WanlabError:
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"]) or "definition"
-    if first["type"] == "extra_forbidden":
-        model = WeightSource if len(first["loc"]) > 1 else Definition
-        keys = [field.alias or name for name, field in model.model_fields.items()]
-        return unknown(f"key in {origin}:", first["loc"][-1], keys)
-    if where == "schema" and first["type"] == "less_than_equal":
-        remedy = "Update wanlab: the file was written by a newer version"
-        return WanlabError(f"{origin} has schema {first['input']}, this version reads up to {SCHEMA}", remedy=remedy)
-    return WanlabError(f"{origin}: {where} = {shorten(first['input'], 80)}: {first['msg']}")
 
 
 def _read(path: Path) -> Definition:
@@ -121,7 +106,7 @@ def find(what: str | Path | Mapping[str, Any] | Definition | Any) -> Definition:
     raise unknown("model", name, names, remedy="wanlab.catalogue() lists them")
 
 
-class Row(_Strict):
+class Row(Part):
     """One line of the catalogue."""
 
     id: str
@@ -195,7 +180,7 @@ def candidates(definition: Definition, workspace: Workspace | None = None) -> li
 
 def missing_files(definition: Definition, folder: Path) -> list[str]:
     """Patterns of the definition's files that match nothing in `folder`; empty if it is complete."""
-    patterns = definition.weights.files or ["model_index.json"]
+    patterns = definition.weights.files or ("model_index.json",)
     return [pattern for pattern in patterns if next(folder.glob(pattern), None) is None]
 
 

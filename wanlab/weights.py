@@ -62,7 +62,7 @@ def _download(definition: Definition) -> tuple[Path | None, str]:
     assert source.repo is not None
     if is_offline_mode():
         return None, "the hub is not asked because HF_HUB_OFFLINE is set"
-    patterns = source.files + [f"{p}.index.json" for p in source.files if p.endswith(".safetensors")]
+    patterns = [*source.files] + [f"{p}.index.json" for p in source.files if p.endswith(".safetensors")]
     try:
         folder = Path(snapshot_download(source.repo, revision=source.revision, allow_patterns=patterns or None))
     except (OSError, ValueError, RuntimeError) as error:  # no network, gated, no such revision, disk full
@@ -73,7 +73,7 @@ def _download(definition: Definition) -> tuple[Path | None, str]:
 
 def _nowhere(definition: Definition, workspace: Workspace, reasons: list[str]) -> WanlabError:
     source = definition.weights
-    files = ", ".join(source.files or ["model_index.json"])
+    files = ", ".join(source.files or ("model_index.json",))
     roots = list(workspace.checkpoints)
     target = (
         Path(source.folder) if source.folder else (Path(roots[0]) if roots else Path("checkpoints")) / definition.id

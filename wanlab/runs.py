@@ -1,0 +1,270 @@
+"""The format of a run folder: `run.json`, the clip, its latents and the media that went in.
+
+    <run>/run.json               written last and atomically: while it is missing, the run does not exist
+    <run>/video.mp4|image.png    the clip, with the spec inside
+    <run>/latents.safetensors
+    <run>/media/<sha256>.<ext>   the pictures and videos that the spec names
+
+Files are the truth: any process may die at any moment, and any other one reads what is there.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from wanlab.errors import WanlabError
+from wanlab.files import atomic_write, read_json, safe_path, sha256_file
+from wanlab.spec.part import Part
+
+NUMERICS = 1
+"""Raised when the same spec and weights give other results than before; part of every run id."""
+
+SCHEMA = 1
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+"""Schema n -> pure function that returns the same record in schema n + 1."""
+
+RUN_JSON = "run.json"
+STALE_SECONDS = 60.0
+_MAX_BYTES = 16 << 20
+_PACKAGES = ("wanlab", "torch", "diffusers", "transformers", "safetensors", "numpy", "av", "pydantic")
+
+Status = Literal["pending", "running", "ok", "failed", "cancelled", "oom", "crashed"]
+Source = bytes | Path | Callable[[Path], Any]
+"""An artifact's content: bytes, a file to copy, or a function that writes the file at the path it is given."""
+
+
+class Artifact(Part):
+    """A file of the run folder."""
+
+    path: str
+    """Below the run folder, with forward slashes."""
+    sha256: str
+    bytes: int
+
+
+class Failure(Part):
+    """Why a run did not end well."""
+
+    type: str
+    message: str
+    traceback_tail: str = ""
+
+
+class RunRecord(Part):
+    """What `run.json` holds. Times are ISO 8601 in UTC, durations seconds, sizes bytes."""
+
+    schema_version: int = Field(SCHEMA, alias="schema")
+    id: str = ""
+    """`run_id`: what was asked, of which weights, by which numerics."""
+    status: Status = "pending"
+    attempt: Annotated[int, Field(ge=1)] = 1
+    spec: dict[str, Any] = Field(default_factory=dict)
+    """The spec as it was asked, with `auto` as the word."""
+    resolved: dict[str, Any] = Field(default_factory=dict)
+    """What every `auto` became and which kernels and rungs really ran."""
+    seeds: tuple[int, ...] = ()
+    fingerprint: str = ""
+    """Of the weights, see `weights.fingerprint`."""
+    numerics: int = NUMERICS
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    timings: dict[str, float] = Field(default_factory=dict)
+    peak_bytes: int | None = None
+    artifacts: tuple[Artifact, ...] = ()
+    env: dict[str, Any] = Field(default_factory=dict)
+    error: Failure | None = None
+    started: str | None = None
+    ended: str | None = None
+    host: str = ""
+    pid: int | None = None
+    heartbeat: str | None = None
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601 with milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def run_id(spec_id: str, fingerprint: str) -> str:
+    """12 hex digits that are equal when spec, weights and numerics are."""
+    return hashlib.sha256(f"{spec_id}\n{fingerprint}\n{NUMERICS}".encode()).hexdigest()[:12]
+
+
+def begin_run(folder: str | Path, record: RunRecord) -> RunRecord:
+    """Write `record` as running in this process; `beat` it at least once a minute or others see it as crashed."""
+    time = now()
+    record = record.with_(
+        status="running", host=socket.gethostname(), pid=os.getpid(), started=record.started or time, heartbeat=time
+    )
+    _write_record(Path(folder), record)
+    return record
+
+
+def beat(folder: str | Path, record: RunRecord) -> RunRecord:
+    """Tell other processes that a running record is alive."""
+    record = record.with_(heartbeat=now())
+    _write_record(Path(folder), record)
+    return record
+
+
+def write_run(folder: str | Path, record: RunRecord, artifacts: Mapping[str, Source]) -> RunRecord:
+    """Write the artifacts, then `run.json`; returns the record with each file's hash and size.
+
+    artifacts: {path below the folder: content}. Everything is written beside its place first, so a process that dies
+    leaves the former run untouched, or (within the renames) a folder without run.json, never one that lies.
+    Raises `WanlabError` for a path outside the folder and for a full disk.
+    """
+    folder = Path(folder)
+    places = {name: safe_path(folder, name) for name in artifacts}
+    parts = {name: place.with_name(f".part-{place.name}") for name, place in places.items()}
+    try:
+        for name, source in artifacts.items():
+            _produce(parts[name], source)
+        entries = tuple(
+            Artifact(path=name, sha256=sha256_file(part), bytes=part.stat().st_size) for name, part in parts.items()
+        )
+        (folder / RUN_JSON).unlink(missing_ok=True)
+        for name, part in parts.items():
+            os.replace(part, places[name])
+    finally:
+        for part in parts.values():
+            part.unlink(missing_ok=True)
+    record = record.with_(artifacts=[entry.model_dump() for entry in entries])
+    _write_record(folder, record)
+    return record
+
+
+def _produce(part: Path, source: Source) -> None:
+    part.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(source, bytes):
+        atomic_write(part, source)
+        return
+    if isinstance(source, Path):
+        shutil.copyfile(source, part)
+    else:
+        source(part)
+    with part.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _write_record(folder: Path, record: RunRecord) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic_write(folder / RUN_JSON, record.model_dump_json(by_alias=True, indent=2) + "\n")
+
+
+def read_run(folder: str | Path) -> RunRecord:
+    """The record of a run folder; one that claims to run but is stale reads as crashed.
+
+    Raises `WanlabError` for a folder without run.json, an unreadable one and one of a newer schema.
+    """
+    path = Path(folder) / RUN_JSON
+    if not path.is_file():
+        remedy = "Give the folder that holds run.json; without it the run did not end, run it again"
+        raise WanlabError(f"{folder} is no run folder: it has no {RUN_JSON}", remedy=remedy)
+    record = RunRecord.parse(_migrated(read_json(path, _MAX_BYTES), path), prefix=path.name)
+    return record.with_(status="crashed") if _is_stale(record) else record
+
+
+def _migrated(data: Any, path: Path) -> dict[str, Any]:
+    schema = data.get("schema") if isinstance(data, dict) else None
+    if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
+        raise WanlabError(f"{path} is no run record: it has no schema number", remedy="Run it again")
+    if schema > SCHEMA:
+        remedy = "A newer wanlab wrote it: update wanlab"
+        raise WanlabError(f"{path} has schema {schema}, this version reads up to {SCHEMA}", remedy=remedy)
+    for version in range(schema, SCHEMA):
+        data = {**MIGRATIONS[version](data), "schema": version + 1}
+    return data
+
+
+def _is_stale(record: RunRecord) -> bool:
+    if record.status != "running":
+        return False
+    if record.host == socket.gethostname() and record.pid is not None and not _is_alive(record.pid):
+        return True
+    if record.heartbeat is None:
+        return True
+    age = datetime.now(UTC) - datetime.fromisoformat(record.heartbeat)
+    return age.total_seconds() > STALE_SECONDS
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # alive, another user's
+        return True
+    return True
+
+
+def artifact(folder: str | Path, record: RunRecord, name: str) -> Path:
+    """The path of one of the run's files, checked to be there with the recorded size.
+
+    Raises `WanlabError` for a name the record does not list and for a file that is missing or has changed.
+    """
+    entry = next((a for a in record.artifacts if a.path == name), None)
+    if entry is None:
+        listed = [a.path for a in record.artifacts]
+        raise WanlabError(f"The run has no file {name!r}", choices=listed, remedy="Give one of its files")
+    path = safe_path(Path(folder), name)
+    if not path.is_file():
+        raise WanlabError(f"{path} is missing from the run folder", remedy="Restore it, or run the spec again")
+    if path.stat().st_size != entry.bytes:
+        found = f"{path.stat().st_size} bytes, not {entry.bytes}"
+        raise WanlabError(f"{path} has changed since it was written: {found}", remedy="Run the spec again")
+    return path
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and commit, for `run.json`. Imports nothing; asks torch for the device if it is loaded."""
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {"python": platform.python_version(), "platform": platform.platform(), **versions, **_device(), **_commit()}
+
+
+def _device() -> dict[str, Any]:
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return {}
+    found: dict[str, Any] = {"threads": torch.get_num_threads(), "cuda": torch.version.cuda}
+    if torch.cuda.is_available():
+        index = torch.cuda.current_device()
+        found |= {"gpu": torch.cuda.get_device_name(index), "capability": list(torch.cuda.get_device_capability(index))}
+    return found
+
+
+@functools.cache
+def _commit() -> dict[str, Any]:
+    """The commit of this checkout; nothing for an installed package, even inside somebody's repository."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return {}
+    try:
+        head = _git(root, "rev-parse", "HEAD")
+        dirty = bool(_git(root, "status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.SubprocessError):  # no git, or a repository it does not trust
+        return {}
+    return {"commit": head, "dirty": dirty}
+
+
+def _git(root: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=10)
+    return done.stdout.strip()
