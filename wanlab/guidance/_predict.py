@@ -27,9 +27,9 @@ def predict(
 ) -> Tensor:
     """The guided velocity of a step, shaped like `latents` (B, C, T, H, W); text of batch 1 is shared.
 
-    `model.begin` announces every branch. With the spec's `batch_branches` the branches run as one batch, which the clock
-    calls "cond+uncond"; that costs their memory at once and is equal to rounding. Raises WanlabError for branches that
-    cannot share a batch.
+    `model.begin` announces every branch. With the spec's `batch_branches` the branches run as one batch, which the
+    clock calls "cond+uncond"; it takes the memory of both at once and is equal up to rounding. Raises WanlabError for
+    branches that cannot share a batch.
     """
     branches = rule.branches(ctx, text, conditions)
     if rule.guidance.batch_branches and len(branches) > 1:
@@ -48,8 +48,14 @@ def _alone(model: Predictor, latents: Tensor, ctx: StepContext, branch: Branch) 
 def _together(model: Predictor, latents: Tensor, ctx: StepContext, branches: list[Branch]) -> dict[str, Tensor]:
     joined = _join_branches(branches, len(latents))
     tiled = torch.cat([latents] * len(branches))
+    ctx = replace(ctx, sigma=_tile(ctx.sigma, len(branches)), timestep=_tile(ctx.timestep, len(branches)))
     velocity = _alone(model, tiled, ctx, joined)
     return dict(zip((b.name for b in branches), velocity.chunk(len(branches)), strict=True))
+
+
+def _tile(value: float | Tensor, times: int) -> float | Tensor:
+    """A number as it is; one per sample, (B,) or (B, T), repeated for every branch."""
+    return torch.cat([value] * times) if isinstance(value, Tensor) and value.ndim else value
 
 
 def _join_branches(branches: list[Branch], batch: int) -> Branch:
@@ -63,7 +69,7 @@ def _join_branches(branches: list[Branch], batch: int) -> Branch:
 
 
 def _join(values: list[Any], batch: int) -> Any:
-    """The values of all branches as one: tensors (1 or `batch`, ...) along the batch, mappings and sequences inside."""
+    """The values of all branches as one: tensors (1 or `batch`, ...) along the batch, mappings by key, None as None."""
     first = values[0]
     if all(value is None for value in values):
         return None
@@ -75,13 +81,7 @@ def _join(values: list[Any], batch: int) -> Any:
         if any(value.keys() != first.keys() for value in values):
             raise _apart(f"their inputs differ: {', '.join(first)} against {', '.join(values[-1])}")
         return {key: _join([value[key] for value in values], batch) for key in first}
-    if isinstance(first, list | tuple):
-        if any(len(value) != len(first) for value in values):
-            raise _apart("one has more conditions than another")
-        return type(first)(_join(list(items), batch) for items in zip(*values, strict=True))
-    if any(value != first for value in values):
-        raise _apart(f"they differ in {first!r}")
-    return first
+    raise AssertionError(f"no way to batch a {type(first).__name__}")
 
 
 def _join_tensors(tensors: list[Tensor], batch: int) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from wanlab.errors import WanlabError
 from wanlab.guidance.cfg import CFG
 from wanlab.registry import GUIDANCE
 from wanlab.sites import StepContext
@@ -20,15 +21,17 @@ class CFGInterval(CFG):
     """
 
     class Options(Part):
-        """The interval, in fractions of the steps; it is not a fraction of sigma."""
+        """The interval, in fractions of the steps (not of sigma)."""
 
         start: float = Field(0.0, ge=0, le=1)
+        """Guidance begins at this fraction of the steps; 0 is the first, noisiest step."""
         stop: float = Field(1.0, ge=0, le=1)
+        """Guidance ends before this fraction of the steps; 1 keeps it to the last."""
 
         @model_validator(mode="after")
         def _ordered(self) -> Self:
             if self.start > self.stop:
-                raise ValueError(f"start {self.start} is after stop {self.stop}")
+                raise WanlabError(f"start {self.start} is after stop {self.stop}", remedy="Give start <= stop.")
             return self
 
     def scale(self, ctx: StepContext) -> float:

@@ -24,6 +24,7 @@ class Embedded(Rule):
         """What comes on top of the embedded scale."""
 
         true_cfg_scale: float = Field(1.0, ge=0)
+        """Classifier-free guidance on top; 1 is none and runs one branch."""
 
     def branches(self, ctx: StepContext, text: Text, conditions: Conditions) -> list[Branch]:
         scale = self.scale(ctx)
