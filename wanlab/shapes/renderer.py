@@ -124,7 +124,7 @@ def _coverage(shape: Tensor, pose: Poses, size: int) -> Tensor:
     return (0.5 - distance * radius * (size / 2)).clamp(0, 1)
 
 
-def _backgrounds(background: Tensor, size: int) -> Tensor:
+def backgrounds(background: Tensor, size: int) -> Tensor:
     """(B, 3, 1, size, size) float32 in [0, 1]."""
     device = background.device
     pair = torch.tensor(list(BACKGROUNDS.values()), device=device)[background] / 255
@@ -158,6 +158,6 @@ def render(scenes: Scenes, num_frames: int = 33, size: int = 96) -> Clips:
     still = torch.full_like(pose.x[:, :1], CORNER)
     corner = Poses(still, still, torch.full_like(still, CORNER_RADIUS), torch.zeros_like(still))
     second = _coverage(scenes.shape2, corner, size) * scenes.second[:, None, None, None]
-    canvas = _backgrounds(scenes.background, size).expand(-1, -1, num_frames, -1, -1)
+    canvas = backgrounds(scenes.background, size).expand(-1, -1, num_frames, -1, -1)
     frames = _paint(_paint(canvas, main, scenes.colour), second.expand_as(main), scenes.colour2)
     return Clips(frames, torch.maximum(main, second), _boxes(pose, size))
