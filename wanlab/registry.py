@@ -6,6 +6,7 @@ This is the one place that imports upward: `Registry.get` imports `<package>.<na
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import pkgutil
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
@@ -39,8 +40,9 @@ class Registry(Generic[T]):
 
     def names(self) -> list[str]:
         """All names, without importing any method's file."""
-        package = importlib.import_module(self.package)
-        files = {m.name for m in pkgutil.iter_modules(package.__path__)}
+        package = importlib.util.find_spec(self.package)  # found, not imported: methods' packages may import torch
+        assert package is not None, self.package
+        files = {m.name for m in pkgutil.iter_modules(package.submodule_search_locations)}
         return sorted((files - self._skip - {f for f in files if f.startswith("_")}) | set(self._entries))
 
     def check(self, name: str) -> str:
