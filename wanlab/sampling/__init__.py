@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from wanlab.sampling._base import Noise, Sampler
     from wanlab.sampling._draw import draw
     from wanlab.sampling._loop import OnStep, Velocity, sample
-    from wanlab.sampling._schedules import dpmpp_sigmas, dynamic_mu, dynamic_sigmas, euler_sigmas, flow_sigmas
     from wanlab.sampling._saved import load_state, save_state
+    from wanlab.sampling._schedules import dpmpp_sigmas, dynamic_mu, dynamic_sigmas, euler_sigmas, flow_sigmas
     from wanlab.sampling._state import SamplerState
 
 _HOME = {

@@ -29,6 +29,8 @@ class Sampler(abc.ABC):
     """Whether timesteps are truncated to integers, as diffusers and Wan do for UniPC and DPM++."""
     needs_noise = False
     """Whether `noise` must be given."""
+    history_lengths: tuple[int, ...] = (0,)
+    """How many tensors a state of this sampler may remember; 0 at the start."""
 
     def __init__(self, sigmas: Tensor, noise: Noise | None = None, *, dtype: torch.dtype = torch.float32) -> None:
         levels = self._adjust(_check_sigmas(sigmas))

@@ -30,10 +30,10 @@ def sample(
     `on_step` is called after each step with its number, the sigma the network was asked at, the latents after the step
     and the data estimate that the network's answer implies; what it raises ends the loop. The caller's `state` is left
     as it was. Nothing here changes the gradient mode. Raises WanlabError naming the step when the velocity has NaN or
-    infinity; that check is the one wait for the device in a step.
+    infinity (that check is the one wait for the device in a step), and for a state that is not this sampler's.
     """
     stop = sampler.num_steps if stop is None else stop
-    assert state.index <= stop <= sampler.num_steps, f"steps {state.index} to {stop} of {sampler.num_steps}"
+    _check_state(state, stop, sampler)
     for i in range(state.index, stop):
         slope = velocity(state.latents, i)
         _check_finite(slope, i, sampler)
@@ -41,6 +41,19 @@ def sample(
         if on_step is not None:
             on_step(i, float(sampler.sigmas[i]), state.latents, sampler.denoised(before, slope, i))
     return state
+
+
+def _check_state(state: SamplerState, stop: int, sampler: Sampler) -> None:
+    if not state.index <= stop <= sampler.num_steps:
+        raise WanlabError(
+            f"A state before step {state.index} cannot run up to step {stop} of {sampler.num_steps}",
+            remedy="Resume with the num_steps it was made with.",
+        )
+    if len(state.history) not in sampler.history_lengths:
+        raise WanlabError(
+            f"This state remembers {len(state.history)} tensors and is not of sampler {type(sampler).__name__}",
+            remedy="Resume with the sampler it was made with, or start from sampler.init(state.latents, state.index).",
+        )
 
 
 def _check_finite(velocity: Tensor, i: int, sampler: Sampler) -> None:
