@@ -1,8 +1,9 @@
 """Tiny random-weight pipelines in diffusers layout, built on the CPU in under a second and without a network.
 
-`tiny_wan(folder)` and `tiny_flux(folder)` write the folder with diffusers' own `save_pretrained` and return it with a definition that
-`wanlab.load` takes. The reference pipeline loads from the same folder, so both sides hold the same weights.
-Weights through which prompt and guidance act are scaled up: with plain random ones a parity test can pass without looking at its inputs.
+`tiny_wan(folder)` and `tiny_flux(folder)` write the folder with diffusers' own `save_pretrained` and return it with a
+definition that `wanlab.load` takes. The reference pipeline loads from the same folder, so both sides hold the same
+weights. Weights through which prompt and guidance act are scaled up: with plain random ones a parity test can pass
+without looking at its inputs.
 """
 
 from __future__ import annotations
@@ -110,7 +111,8 @@ def tiny_wan(folder: Path | str, experts: int = 1, **transformer: Any) -> tuple[
 
 
 def tiny_flux(folder: Path | str, **transformer: Any) -> tuple[Path, dict[str, Any]]:
-    """Write a Flux text-to-image pipeline (2 double + 2 single blocks, guidance embedded). Returns (folder, definition)."""
+    """Write a Flux text-to-image pipeline (2 double + 2 single blocks, guidance embedded). Returns (folder,
+    definition)."""
     import diffusers
     from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
@@ -165,7 +167,8 @@ def _definition(
 
 @torch.no_grad()
 def _loud_wan(network: nn.Module) -> nn.Module:
-    """Scale what the prompt acts through by 4 and the velocity by 3, so that guidance + 0.5 moves the latents by over 1 %."""
+    """Scale what the prompt acts through by 4 and the velocity by 3, so that guidance + 0.5 moves the latents by over 1
+    %."""
     for name, p in network.named_parameters():
         if any(part in name for part in ("text_embedder", "attn2.to_v", "attn2.to_out")):
             p.mul_(4.0)

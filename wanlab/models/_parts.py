@@ -1,0 +1,72 @@
+"""Networks that are read from disk when they are first needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from wanlab.sites import Stack
+
+
+class ModelPart:
+    """One component of a model: text encoder, transformer, VAE. `module` reads it on first use and keeps it."""
+
+    def __init__(self, name: str, folder: Path, dtype: torch.dtype, load: Callable[[], nn.Module]) -> None:
+        self.name = name
+        self.dtype = dtype
+        self._folder = folder
+        self._load = load
+        self._module: nn.Module | None = None
+
+    @property
+    def loaded(self) -> bool:
+        """Whether it is in memory."""
+        return self._module is not None
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of its weights: those in memory if it is loaded, else of the files."""
+        if self._module is not None:
+            return sum(p.numel() * p.element_size() for p in self._module.parameters())
+        return sum(f.stat().st_size for f in (self._folder / self.name).glob("*.safetensors"))
+
+    @property
+    def module(self) -> Any:
+        """The network, on the model's device, in eval mode."""
+        if self._module is None:
+            self._module = self._load()
+        return self._module
+
+    def unload(self) -> None:
+        """Forget the network; the next use reads it again."""
+        self._module = None
+
+    def __repr__(self) -> str:
+        state = "loaded" if self.loaded else "on disk"
+        return f"ModelPart({self.name!r}, {self.num_bytes / 1e6:.1f} MB, {state})"
+
+
+class Stacks(Mapping[str, Stack]):
+    """Expert name -> stack; looking one up reads its network, iterating over the names does not."""
+
+    def __init__(self, names: tuple[str, ...], build: Callable[[str], Stack]) -> None:
+        self._names = names
+        self._build = build
+        self._stacks: dict[str, Stack] = {}
+
+    def __getitem__(self, name: str) -> Stack:
+        if name not in self._names:
+            raise KeyError(name)
+        if name not in self._stacks:
+            self._stacks[name] = self._build(name)
+        return self._stacks[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

@@ -1,0 +1,102 @@
+"""Check a spec against a loaded model and make every `auto` and None concrete."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from wanlab.attention import resolve as resolve_attention
+from wanlab.errors import WanlabError
+
+if TYPE_CHECKING:
+    from wanlab.models.base import Model
+    from wanlab.spec import GenerationSpec
+
+
+def resolve(model: Model, spec: GenerationSpec) -> GenerationSpec:
+    """The concrete spec. Raises WanlabError for another model, other weights, a size that is not legal, unused
+    settings."""
+    if spec.model not in (model.id, *model.definition.aliases):
+        raise WanlabError(
+            f"The spec is for model {spec.model!r}, and {model.id!r} is loaded",
+            remedy=f"wanlab.load({spec.model!r}), or model.spec(...) for this one",
+        )
+    changes: dict[str, Any] = {
+        "weights.dtype": _agree("dtype", spec.weights.dtype, model.dtype),
+        "weights.vae_dtype": _agree("vae_dtype", spec.weights.vae_dtype, model.vae_dtype),
+        **_size(model, spec),
+        "text.max_text_tokens": spec.text.max_text_tokens or model.text_tokens,
+        "sampling.expert_boundary": _boundary(model, spec),
+    }
+    if spec.attention.method == "auto":
+        changes["attention"] = resolve_attention("auto", model.device)
+    _refuse_unused(model, spec)
+    flat = {name: value for name, value in changes.items() if _get(spec, name) != value}
+    return spec.with_(**flat) if flat else spec
+
+
+def _get(spec: GenerationSpec, dotted: str) -> Any:
+    part, _, leaf = dotted.partition(".")
+    return getattr(getattr(spec, part), leaf) if leaf else getattr(spec, part).method
+
+
+def _agree(name: str, asked: str, loaded: torch.dtype) -> str:
+    word = str(loaded).removeprefix("torch.")
+    if asked not in ("auto", word):
+        raise WanlabError(
+            f"{name} is {asked} in the spec, and the model is loaded as {word}",
+            remedy=f"wanlab.load(..., {name}={asked!r})",
+        )
+    return word
+
+
+def _boundary(model: Model, spec: GenerationSpec) -> float | None:
+    """Where the second expert takes over; None for a model with one expert."""
+    boundary = spec.sampling.expert_boundary
+    if len(model.experts_present) == 1:
+        for name, value in {"expert_boundary": boundary, "guidance_scale_2": spec.guidance.guidance_scale_2}.items():
+            if value is not None:
+                raise WanlabError(f"{name} = {value}, but {model.id} has one expert", remedy=f"Leave {name} out")
+        return None
+    if boundary is None:
+        raise WanlabError(f"{model.id} has two experts and no expert_boundary", remedy="Give one, e.g. 0.875")
+    return boundary
+
+
+def _size(model: Model, spec: GenerationSpec) -> dict[str, Any]:
+    """Concrete sizes. Raises WanlabError with the nearest legal ones."""
+    geometry, size = model.geometry, spec.size
+    found: dict[str, Any] = {}
+    for name in ("width", "height", "num_frames", "fps"):
+        value = getattr(size, name)
+        if value is None:
+            raise WanlabError(f"{name} is not given and {model.id} has no default for it", remedy=f"Give {name}")
+        found[f"size.{name}"] = value
+    for name in ("width", "height"):
+        _check(name, getattr(size, name), geometry.pixel_multiple, 0, geometry.max_pixels)
+    _check("num_frames", size.num_frames, geometry.frame_stride, 1, geometry.max_frames)
+    return found
+
+
+def _check(name: str, value: int, step: int, offset: int, largest: int) -> None:
+    """Raise unless `value` is `offset` plus a multiple of `step`, between the smallest such number and `largest`."""
+    smallest = offset or step
+    if smallest <= value <= largest and (value - offset) % step == 0:
+        return
+    below = offset + (value - offset) // step * step
+    near = sorted({min(max(n, smallest), largest) for n in (below, below + step)})
+    rule = f"a multiple of {step}" if not offset else f"1 more than a multiple of {step}"
+    rule = "1" if smallest == largest else f"{rule}, {smallest} to {largest}"
+    raise WanlabError(f"{name} = {value} is not legal: it must be {rule}", choices=near, remedy="The nearest are named")
+
+
+def _refuse_unused(model: Model, spec: GenerationSpec) -> None:
+    """Raise for media that this model does not take: an ignored setting is an error."""
+    for name in type(spec.media).model_fields:
+        if getattr(spec.media, name) and name not in model.accepts:
+            takes = ", ".join(model.accepts) or "text only"
+            raise WanlabError(f"{model.id} takes no {name}", remedy=f"It takes {takes}")
+    if spec.text.max_text_tokens is not None and spec.text.max_text_tokens > model.max_text_tokens:
+        tokens = spec.text.max_text_tokens
+        raise WanlabError(f"max_text_tokens = {tokens} is more than {model.id} reads", choices=[model.max_text_tokens])

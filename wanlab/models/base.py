@@ -1,0 +1,278 @@
+"""What all families share: parts, stacks, the clock, sizes, noise, and the check of a spec against the loaded model."""
+
+from __future__ import annotations
+
+import abc
+import functools
+import html
+import importlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wanlab import weights
+from wanlab.catalog import Definition
+from wanlab.errors import WanlabError
+from wanlab.files import read_json
+from wanlab.models._parts import ModelPart, Stacks
+from wanlab.models._resolve import resolve
+from wanlab.registry import GUIDANCE, SAMPLERS
+from wanlab.sites import NO_CONDITIONS, Branch, Conditions, Handle, RunLock, Stack, StepContext, Streams, skipping
+from wanlab.spec import GenerationSpec
+
+TextEmbeddings = dict[str, dict[str, Tensor]]
+"""{"prompt": {"embeds": (B, L, D), ...}, "negative_prompt": {...}}; the second only where guidance needs it."""
+EXPERTS = ("transformer", "transformer_2")
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Media:
+    """What a generation shows and plays: frames (T, H, W, 3) uint8, T = 1 for an image."""
+
+    frames: np.ndarray
+    fps: float
+    audio: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Legal sizes of a model and how pixels become latents."""
+
+    frame_stride: int
+    """Frames a latent frame stands for; the first one stands for one."""
+    pixel_stride: int
+    """Pixels a latent pixel stands for, along height and width."""
+    pixel_multiple: int
+    """Height and width are multiples of this."""
+    channels: int
+    max_pixels: int
+    max_frames: int
+
+
+class Model(abc.ABC):
+    """A loaded checkpoint: networks by name, stacks of blocks by expert, and the stages that need its weights.
+
+    A family overrides the forward in three parts (`embed`, the stack, `head`), `encode_text` and `decode_pixels`.
+    """
+
+    family: ClassVar[str]
+    encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    accepts: ClassVar[tuple[str, ...]] = ()
+    """Leaves of the spec's media part that this family uses."""
+    max_text_tokens: ClassVar[int] = 512
+
+    def __init__(self, definition: Definition, folder: Path, device: torch.device, chosen: Any) -> None:
+        self.definition = definition
+        self.id = definition.id
+        self.constants: Mapping[str, Any] = definition.constants
+        self.folder = folder
+        self.device = device
+        self.dtype = _concrete_dtype(chosen.dtype, device)
+        self.vae_dtype = _concrete_dtype(chosen.vae_dtype, device)
+        self.lock = RunLock()
+        index = read_json(folder / "model_index.json")
+        self.index: dict[str, Any] = {k: v for k, v in index.items() if not k.startswith("_") and v != [None, None]}
+        self.experts_present = tuple(name for name in EXPERTS if name in self.index)
+        self.parts = {name: self._part(name) for name in (*self.encoders, *self.experts_present, "vae")}
+        self.stacks = Stacks(self.experts_present, self._build_stack)
+        self._hooks: list[Callable[[StepContext], None]] = []
+
+    # Parts
+
+    @classmethod
+    @abc.abstractmethod
+    def component_class(cls, component: str) -> Any:
+        """The diffusers or transformers class of a component."""
+
+    def _part(self, name: str) -> ModelPart:
+        dtype = self.vae_dtype if name == "vae" else self.dtype
+        cls = self.component_class(name)
+        load = functools.partial(weights.load_module, cls, self.folder, name, dtype, self.device)
+        return ModelPart(name, self.folder, dtype, load)
+
+    @contextmanager
+    def resident(self, name: str) -> Iterator[Any]:
+        """The named network, on the model's device while inside; everything that was used stays there."""
+        if name not in self.parts:
+            raise WanlabError(f"{self.id} has no part {name!r}", choices=self.parts)
+        yield self.parts[name].module
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Digest of the weight files, equal on every machine that has the same ones."""
+        return weights.fingerprint(self.folder)
+
+    def config(self, component: str) -> dict[str, Any]:
+        """A diffusers component's configuration, with its class's defaults for what the file leaves out."""
+        signature = inspect.signature(self.component_class(component).__init__)
+        defaults = {p.name: p.default for p in signature.parameters.values() if p.default is not p.empty}
+        return {**defaults, **read_json(self.folder / component / "config.json")}
+
+    @functools.cached_property
+    @abc.abstractmethod
+    def geometry(self) -> Geometry:
+        """Strides and legal sizes, from the configurations alone."""
+
+    @property
+    @abc.abstractmethod
+    def text_tokens(self) -> int:
+        """Length that text is padded or cut to unless the spec says otherwise."""
+
+    # The spec
+
+    def spec(self, **changes: Any) -> GenerationSpec:
+        """A full spec: the model's defaults, then `changes`."""
+        return GenerationSpec.of({**self.definition.spec, "model": self.id}, **changes)
+
+    def resolve(self, spec: GenerationSpec) -> GenerationSpec:
+        """The spec with every `auto` and None made concrete; raises WanlabError where it disagrees with this model."""
+        return resolve(self, spec)
+
+    def sigmas(self, spec: GenerationSpec) -> Tensor:
+        """Noise levels (num_steps + 1,) float64 on the CPU, from noise to data: the spec's own, else the schedule's."""
+        if spec.sampling.sigmas is not None:
+            return torch.tensor(spec.sampling.sigmas, dtype=torch.float64)
+        return self._schedule(importlib.import_module(SAMPLERS.package), spec)
+
+    def _schedule(self, schedules: Any, spec: GenerationSpec) -> Tensor:
+        """The family's schedule, made with a function of `schedules`, the samplers' package."""
+        sigmas: Tensor = schedules.flow_sigmas(spec.sampling.num_steps, spec.sampling.flow_shift)
+        return sigmas
+
+    def timestep(self, sigma: float | Tensor) -> float | Tensor:
+        """What the network is told for a noise level; samplers that truncate it do so themselves."""
+        return sigma * 1000
+
+    def experts(self, spec: GenerationSpec) -> list[str]:
+        """The expert of each step: the second one below the noise level `expert_boundary`."""
+        boundary = spec.sampling.expert_boundary
+        levels = self.sigmas(spec)[:-1].tolist()
+        if boundary is None or len(self.experts_present) == 1:
+            return [self.experts_present[0]] * len(levels)
+        return [EXPERTS[0] if sigma >= boundary else EXPERTS[1] for sigma in levels]
+
+    def latent_shape(self, spec: GenerationSpec) -> tuple[int, int, int, int]:
+        """(C, T, H, W) of the latents of a resolved spec."""
+        g, size = self.geometry, spec.size
+        frames = (size.num_frames - 1) // g.frame_stride + 1
+        return g.channels, frames, size.height // g.pixel_stride, size.width // g.pixel_stride
+
+    def initial_noise(self, spec: GenerationSpec, batch: int = 1) -> Tensor:
+        """Noise (B, C, T, H, W), float32 on the model's device: drawn on the CPU, as diffusers' pipeline draws it."""
+        generator = torch.Generator("cpu").manual_seed(spec.sampling.seed)
+        return torch.randn((batch, *self.latent_shape(spec)), generator=generator).to(self.device)
+
+    # The clock and the forward
+
+    def on_begin(self, fn: Callable[[StepContext], None]) -> Handle:
+        """Call `fn(ctx)` before each forward until the handle is removed."""
+        self.lock.check("attach a clock")
+        hook = functools.partial(fn)  # its own identity: the same function may be attached twice
+        self._hooks.append(hook)
+        return Handle(functools.partial(self._forget, hook))
+
+    def _forget(self, hook: Callable[[StepContext], None]) -> None:
+        self.lock.settle()
+        self._hooks = [other for other in self._hooks if other is not hook]
+
+    def begin(self, ctx: StepContext) -> None:
+        """Tell every attachment where the run is; called before each forward."""
+        for hook in tuple(self._hooks):
+            hook(ctx)
+
+    @abc.abstractmethod
+    def _build_stack(self, expert: str) -> Stack:
+        """The stack of an expert; reads its network."""
+
+    @abc.abstractmethod
+    def embed(self, latents: Tensor, ctx: StepContext, branch: Branch) -> Streams:
+        """Latents (B, C, T, H, W), time and text as token streams."""
+
+    @abc.abstractmethod
+    def head(self, streams: Streams, ctx: StepContext) -> Tensor:
+        """The velocity (B, C, T, H, W) from the last block's streams."""
+
+    @torch.no_grad()
+    def velocity(self, latents: Tensor, ctx: StepContext, branch: Branch) -> Tensor:
+        """One forward of `ctx.expert`: embed, stack, head. Returns the network's dtype, shaped like `latents`."""
+        stack = self.stacks[ctx.expert]
+        streams = self.embed(latents, ctx, branch)
+        with skipping(stack, branch.skip_blocks):
+            streams = stack.run(streams)
+        return self.head(streams, ctx)
+
+    # Text, conditions, media
+
+    @abc.abstractmethod
+    def _encode(self, prompt: str, num_tokens: int) -> dict[str, Tensor]:
+        """Embeddings of one prompt, padded or cut to `num_tokens`."""
+
+    @torch.no_grad()
+    def encode_text(self, spec: GenerationSpec) -> TextEmbeddings:
+        """Embeddings of the prompt and, where the spec's guidance uses it, of the negative prompt."""
+        spec = self.resolve(spec)
+        num_tokens = spec.text.max_text_tokens
+        text = {"prompt": self._encode(spec.text.prompt, num_tokens)}
+        rule = GUIDANCE.get(spec.guidance.method)(spec.guidance, spec.guidance.bind())
+        if rule.needs_negative(spec.sampling.num_steps):
+            text["negative_prompt"] = self._encode(spec.text.negative_prompt, num_tokens)
+        return text
+
+    def encode_conditions(self, spec: GenerationSpec, window: int | None = None, previous: Any = None) -> Conditions:
+        """What steers the network besides text; nothing for text-to-video and text-to-image."""
+        self.resolve(spec)
+        return NO_CONDITIONS
+
+    @abc.abstractmethod
+    def decode_pixels(self, latents: Tensor, check: Callable[[], None] | None = None) -> Tensor:
+        """Pixels (B, 3, T, H, W) in [-1, 1] from latents (B, C, T, H, W); `check` is called between parts."""
+
+    @torch.no_grad()
+    def decode(self, spec: GenerationSpec, latents: Tensor, cancel: Callable[[], None] | None = None) -> Media:
+        """The media of one sample. `cancel` is called now and then, and raises if the caller wants to stop.
+
+        Raises WanlabError for a batch of more than one, and for latents that are not finite.
+        """
+        spec = self.resolve(spec)
+        if latents.ndim != 5 or latents.shape[0] != 1:
+            raise WanlabError(f"decode takes one sample, not {tuple(latents.shape)}", remedy="Pass latents[i : i + 1]")
+        if not bool(latents.isfinite().all()):
+            raise WanlabError("The latents hold NaN or infinity", remedy="Use fewer extremes: guidance, dtype, steps")
+        if cancel is not None:
+            cancel()
+        pixels = self.decode_pixels(latents.to(self.device), cancel)[0].float()
+        unit = (pixels * 0.5 + 0.5).clamp_(0, 1).mul_(255).round_()  # as diffusers writes pictures
+        return Media(unit.to(torch.uint8).permute(1, 2, 3, 0).contiguous().cpu().numpy(), float(spec.size.fps))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.id!r}, {self.device}, {_word(self.dtype)})"
+
+    def _repr_html_(self) -> str:
+        title = html.escape(self.definition.title or self.id)
+        rows = "".join(
+            f"<tr><td>{html.escape(p.name)}</td><td>{p.num_bytes / 1e6:,.1f} MB</td>"
+            f"<td>{'loaded' if p.loaded else 'on disk'}</td></tr>"
+            for p in self.parts.values()
+        )
+        return f"<b>{title}</b> ({html.escape(self.id)}) on {self.device}, {_word(self.dtype)}<table>{rows}</table>"
+
+
+def _concrete_dtype(word: str, device: torch.device) -> torch.dtype:
+    """The dtype a word stands for; auto: float32 on the CPU, bfloat16 where the GPU has it, else float16."""
+    if word != "auto":
+        return _DTYPES[word]
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
+
+
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
