@@ -19,6 +19,7 @@ from wanlab.spec.part import Part
 from wanlab.workspace import Workspace, find_workspace
 
 SCHEMA = 1
+_PACKAGE = Path(__file__).resolve().parent
 _MAX_BYTES = 4 << 20  # a definition is a few kilobytes
 
 
@@ -167,7 +168,7 @@ def on_disk(definition: Definition, workspace: Workspace | None = None) -> Path 
 def candidates(definition: Definition, workspace: Workspace | None = None) -> list[Path]:
     """Folders that may hold the weights, in the order in which they are tried; they need not exist."""
     source = definition.weights
-    folders = [resource("assets", source.asset)] if source.asset else []
+    folders = [_PACKAGE / "assets" / source.asset] if source.asset else []
     if source.folder:
         folders.append(Path(source.folder).expanduser())
     for root in (workspace or find_workspace()).checkpoints:

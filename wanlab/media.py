@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +14,7 @@ import numpy as np
 
 from wanlab import video
 from wanlab.errors import WanlabError, shorten
-from wanlab.files import sha256_file
+from wanlab.files import sha256_file, writing
 from wanlab.spec.media_ref import MediaRef
 
 Kind = Literal["image", "video", "mask", "audio"]
@@ -31,9 +33,8 @@ class MediaStore:
         what: a path; a PIL image or (H, W, 3) uint8 array, stored as PNG; or (T, H, W, 3) uint8 frames at `fps`,
         stored without loss. kind is found from the content and given for masks. Raises `WanlabError` for anything else.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".part-", dir=self.root) as scratch:
-            part, name = _write(what, Path(scratch), fps)
+        with writing(self.root), _scratch(self.root) as scratch:
+            part, name = _write(what, scratch, fps)
             found, suffix = _recognise(part)
             sha256 = sha256_file(part)
             if self._stored(sha256) is None:
@@ -54,6 +55,13 @@ class MediaStore:
 
     def _stored(self, sha256: str) -> Path | None:
         return next(self.root.glob(f"{sha256}.*"), None)
+
+
+@contextmanager
+def _scratch(root: Path) -> Iterator[Path]:
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".part-", dir=root) as folder:
+        yield Path(folder)
 
 
 def _write(what: Any, folder: Path, fps: float) -> tuple[Path, str]:

@@ -26,8 +26,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+import wanlab
 from wanlab.errors import WanlabError
-from wanlab.files import atomic_write, read_json, safe_path, sha256_file
+from wanlab.files import atomic_write, read_json, safe_path, sha256_file, writing
 from wanlab.spec.part import Part
 
 NUMERICS = 1
@@ -40,7 +41,7 @@ MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 RUN_JSON = "run.json"
 STALE_SECONDS = 60.0
 _MAX_BYTES = 16 << 20
-_PACKAGES = ("wanlab", "torch", "diffusers", "transformers", "safetensors", "numpy", "av", "pydantic")
+_PACKAGES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "av", "pydantic")
 
 Status = Literal["pending", "running", "ok", "failed", "cancelled", "oom", "crashed"]
 Source = bytes | Path | Callable[[Path], Any]
@@ -130,19 +131,20 @@ def write_run(folder: str | Path, record: RunRecord, artifacts: Mapping[str, Sou
     folder = Path(folder)
     places = {name: safe_path(folder, name) for name in artifacts}
     parts = {name: place.with_name(f".part-{place.name}") for name, place in places.items()}
-    try:
-        for name, source in artifacts.items():
-            _produce(parts[name], source)
-        entries = tuple(
-            Artifact(path=name, sha256=sha256_file(part), bytes=part.stat().st_size) for name, part in parts.items()
-        )
-        (folder / RUN_JSON).unlink(missing_ok=True)
-        for name, part in parts.items():
-            os.replace(part, places[name])
-    finally:
-        for part in parts.values():
-            part.unlink(missing_ok=True)
-    record = record.with_(artifacts=[entry.model_dump() for entry in entries])
+    with writing(folder):
+        try:
+            for name, source in artifacts.items():
+                _produce(parts[name], source)
+            entries = [
+                Artifact(path=name, sha256=sha256_file(part), bytes=part.stat().st_size) for name, part in parts.items()
+            ]
+            (folder / RUN_JSON).unlink(missing_ok=True)
+            for name, part in parts.items():
+                os.replace(part, places[name])
+        finally:
+            for part in parts.values():
+                part.unlink(missing_ok=True)
+    record = record.with_(artifacts=entries)
     _write_record(folder, record)
     return record
 
@@ -161,7 +163,6 @@ def _produce(part: Path, source: Source) -> None:
 
 
 def _write_record(folder: Path, record: RunRecord) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     atomic_write(folder / RUN_JSON, record.model_dump_json(by_alias=True, indent=2) + "\n")
 
 
@@ -231,7 +232,7 @@ def artifact(folder: str | Path, record: RunRecord, name: str) -> Path:
 
 def environment() -> dict[str, Any]:
     """Versions, machine and commit, for `run.json`. Imports nothing; asks torch for the device if it is loaded."""
-    versions = {}
+    versions = {"wanlab": wanlab.__version__}
     for name in _PACKAGES:
         try:
             versions[name] = metadata.version(name)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wanlab.errors import WanlabError, shorten
+from wanlab.files import writing
 
 Frames = NDArray[np.uint8]
 MAX_COMMENT = 16 << 20  # bytes of a comment that are read; a spec is a few kilobytes
@@ -167,20 +168,16 @@ def _check_text(comment: str) -> None:
 @contextmanager
 def _finished(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that replaces it when the block ends well, and vanishes otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".part-{os.getpid()}-{path.name}")
-    try:
-        yield part
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        raise WanlabError(
-            f"{path} was not written: {error.strerror or error}",
-            remedy="Free some space or write elsewhere; any older file is unchanged",
-        ) from error
-    finally:
-        part.unlink(missing_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield part
+            with part.open("rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -1,0 +1,184 @@
+"""Run folders: run.json last and whole, stale runs, the golden file."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+import wanlab
+from wanlab import runs
+from wanlab.errors import WanlabError
+
+GOLDEN = Path(__file__).parent / "golden" / "run_v1.json"
+
+
+def record(**changes: object) -> runs.RunRecord:
+    return runs.RunRecord(id="0123456789ab", status="ok", spec={"model": "wan_tiny"}, seeds=[7], **changes)
+
+
+def test_golden_record_reads_and_writes_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_bytes(GOLDEN.read_bytes())
+    found = runs.read_run(tmp_path)
+    assert (found.schema_version, found.status, found.seeds, found.peak_bytes) == (1, "ok", (7,), 123456)
+    assert found.artifacts[0].path == "video.mp4"
+    assert found.spec["text"]["prompt"] == "a red circle „moves“ right\n"
+    assert json.loads(found.model_dump_json(by_alias=True)) == json.loads(GOLDEN.read_text())
+
+
+def test_written_run_reads_back_with_hashes(tmp_path: Path) -> None:
+    source = tmp_path / "given.bin"
+    source.write_bytes(b"copied")
+    contents = {"latents.safetensors": b"bytes", "media/a.bin": source, "video.mp4": lambda p: p.write_text("made")}
+    written = runs.write_run(tmp_path / "run", record(), contents)
+    assert runs.read_run(tmp_path / "run") == written
+    assert {a.path: a.bytes for a in written.artifacts} == {"latents.safetensors": 5, "media/a.bin": 6, "video.mp4": 4}
+    assert runs.artifact(tmp_path / "run", written, "media/a.bin").read_bytes() == b"copied"
+    left = [p for p in (tmp_path / "run").rglob("*") if p.name.startswith(".part-")]
+    assert not left
+    (tmp_path / "run" / "video.mp4").write_text("other length")
+    with pytest.raises(WanlabError, match="changed"):
+        runs.artifact(tmp_path / "run", written, "video.mp4")
+    with pytest.raises(WanlabError, match="no file"):
+        runs.artifact(tmp_path / "run", written, "../secret")
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/x", "a/../../x", "", "media\\x"])
+def test_artifacts_stay_inside(tmp_path: Path, name: str) -> None:
+    with pytest.raises(WanlabError):
+        runs.write_run(tmp_path / "run", record(), {name: b"x"})
+    assert not list(tmp_path.iterdir())
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from wanlab import runs
+real, count = os.replace, 0
+def replace(*names):
+    global count
+    if count == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    count += 1
+    real(*names)
+def die(path):
+    if sys.argv[2] == "writing":
+        path.write_text("half")
+        os.kill(os.getpid(), signal.SIGKILL)
+    path.write_text("new b")
+if sys.argv[2] != "writing":
+    os.replace = replace
+record = runs.RunRecord(id="new", status="ok")
+runs.write_run(sys.argv[1], record, {"a.bin": lambda p: p.write_text("new a"), "b.bin": die})
+"""
+
+
+@pytest.mark.parametrize("moment", ["writing", "0", "1", "2"])
+@pytest.mark.parametrize("again", [False, True], ids=["new", "over an older run"])
+def test_kill_between_artifacts_leaves_no_lie(tmp_path: Path, moment: str, again: bool) -> None:
+    """After SIGKILL a folder is the older run, untouched, or has no run.json; never a record of other files."""
+    folder = tmp_path / "run"
+    if again:
+        runs.write_run(folder, runs.RunRecord(id="old", status="ok"), {"a.bin": b"old a", "b.bin": b"old b!"})
+    environment = {**os.environ, "PYTHONPATH": str(Path(wanlab.__file__).parent.parent)}
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(folder), moment], env=environment)
+    assert killed.returncode == -signal.SIGKILL
+    if again and moment == "writing":
+        old = runs.read_run(folder)
+        assert old.id == "old"
+        assert runs.artifact(folder, old, "b.bin").read_bytes() == b"old b!"
+    else:
+        with pytest.raises(WanlabError, match="no run folder"):
+            runs.read_run(folder)
+    new = runs.write_run(folder, record(), {"a.bin": b"new a", "b.bin": b"new b"})
+    assert runs.read_run(folder) == new
+    assert not [p for p in folder.iterdir() if p.name.startswith(".part-a")], "the next run sweeps what was left"
+
+
+def test_error_while_writing_keeps_the_older_run(tmp_path: Path) -> None:
+    old = runs.write_run(tmp_path, record(), {"a.bin": b"old"})
+
+    def fail(path: Path) -> None:
+        path.write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        runs.write_run(tmp_path, record(), {"a.bin": b"new", "b.bin": fail})
+    assert runs.read_run(tmp_path) == old
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.bin", "run.json"]
+
+
+def test_running_record_is_alive_until_its_process_or_heart_stops(tmp_path: Path) -> None:
+    alive = runs.begin_run(tmp_path, runs.RunRecord(id="x"))
+    assert runs.read_run(tmp_path).status == "running"
+    assert runs.read_run(tmp_path).pid == os.getpid()
+    assert runs.beat(tmp_path, alive).heartbeat >= alive.heartbeat
+
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    late = (datetime.now(UTC) - timedelta(seconds=61)).isoformat()
+    for changes in ({"pid": dead.pid}, {"heartbeat": late}, {"heartbeat": late, "host": "elsewhere"}):
+        (tmp_path / "run.json").write_text(alive.with_(**changes).model_dump_json(by_alias=True))
+        assert runs.read_run(tmp_path).status == "crashed", changes
+    (tmp_path / "run.json").write_text(alive.with_(pid=dead.pid, host="elsewhere").model_dump_json(by_alias=True))
+    assert runs.read_run(tmp_path).status == "running", "a pid of another host says nothing"
+    ended = alive.with_(status="ok", heartbeat=late)
+    (tmp_path / "run.json").write_text(ended.model_dump_json(by_alias=True))
+    assert runs.read_run(tmp_path).status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("", r"run\.json"),
+        ("{", "valid JSON"),
+        ("[]", "schema"),
+        ('{"id": "x"}', "schema"),
+        ('{"schema": 99}', "newer"),
+        ('{"schema": true}', "schema"),
+        ('{"schema": 1, "statsu": "ok"}', "status"),
+        ('{"schema": 1, "peak_bytes": NaN}', "NaN"),
+        ('{"schema": 1, "status": "fine"}', "status"),
+    ],
+)
+def test_broken_records_are_named(tmp_path: Path, text: str, match: str) -> None:
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(WanlabError, match=match):
+        runs.read_run(tmp_path)
+    with pytest.raises(WanlabError, match="no run folder"):
+        runs.read_run(tmp_path / "absent")
+
+
+def test_migrations_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How the next schema will be read: pure functions, one a version."""
+    monkeypatch.setattr(runs, "SCHEMA", 3)
+    rename = {1: lambda d: {**d, "id": d["id"] + "-2"}, 2: lambda d: {**d, "id": d["id"] + "-3"}}
+    monkeypatch.setattr(runs, "MIGRATIONS", rename)
+    (tmp_path / "run.json").write_text('{"schema": 1, "id": "x"}')
+    found = runs.read_run(tmp_path)
+    assert (found.id, found.schema_version) == ("x-2-3", 3)
+
+
+def test_ids_depend_on_spec_weights_and_numerics_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = runs.run_id("aaa", "bbb")
+    assert first == "35997e03764b", "ids on disk would no longer be found"
+    assert len({first, runs.run_id("aab", "bbb"), runs.run_id("aaa", "bbc"), runs.run_id("aaab", "bb")}) == 4
+    monkeypatch.setattr(runs, "NUMERICS", runs.NUMERICS + 1)
+    assert runs.run_id("aaa", "bbb") != first
+
+
+def test_environment_names_versions_and_commit() -> None:
+    found = runs.environment()
+    assert found["wanlab"] == wanlab.__version__
+    assert found["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert {"torch", "diffusers", "transformers", "platform"} <= set(found)
+    assert len(found.get("commit", "0" * 40)) == 40
+    json.dumps(found, allow_nan=False)
+    assert socket.gethostname() not in json.dumps(found)
