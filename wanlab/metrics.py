@@ -1,11 +1,12 @@
 """Distances between two clips of decoded frames, with no weights to download.
 
-Papers disagree on what "PSNR of a video" is, so both forms are here under their own names. Frames are (T, H, W, 3) uint8,
-as `Result.frames`; a single image is T = 1.
+Papers disagree on what "PSNR of a video" is, so both forms are here under their own names. Frames are (T, H, W, 3)
+uint8, as `Result.frames`; a single image is T = 1.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ def psnr_per_frame(a: Array, b: Array) -> Array:
 
 
 def ssim(a: Array, b: Array) -> float:
-    """Structural similarity in [-1, 1], the mean over frames, channels and the valid region of an 11 x 11 Gaussian window.
+    """Structural similarity in [-1, 1]: the mean over frames, channels and positions where an 11 x 11 Gaussian fits.
 
     Raises WanlabError for frames smaller than 11 x 11. Source: Wang et al. 2004, K1 = 0.01, K2 = 0.03, sigma = 1.5.
     """
@@ -56,7 +57,7 @@ def flicker(frames: Array) -> float:
     """Mean absolute difference between neighbouring frames in 8-bit levels; 0 for a still clip and for an image."""
     if len(frames) < 2:
         return 0.0
-    return float(np.mean([np.mean(np.abs(y.astype(np.int16) - x)) for x, y in zip(frames[:-1], frames[1:], strict=True)]))
+    return float(np.mean([np.mean(np.abs(y.astype(np.int16) - x)) for x, y in pairwise(frames)]))
 
 
 def _check(a: Array, b: Array) -> None:

@@ -1,0 +1,5 @@
+"""Studies of results and methods."""
+
+from wanlab.study.side_by_side import Comparison, compare
+
+__all__ = ["Comparison", "compare"]

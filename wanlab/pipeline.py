@@ -1,0 +1,129 @@
+"""`generate`: the stages in order, timed, with the model held for one generation at a time."""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from wanlab import runs, stages
+from wanlab.errors import WanlabError, shorten
+from wanlab.result import Result
+from wanlab.spec import GenerationSpec
+from wanlab.stages import OnStep, Watch
+
+
+def generate(
+    model: Any, spec: GenerationSpec | None = None, *, on_step: OnStep | None = None, **changes: Any
+) -> Result:
+    """Make one sample: `generate(model, prompt="...", seed=7)`, or from a spec, or from a spec and changes to it.
+
+    The spec alone decides the outcome. Waits while another thread uses the model. `on_step(step, sigma, latents,
+    denoised)` is called after each step. On Ctrl-C or an error nothing stays attached and the next run equals a fresh
+    one. Raises WanlabError for a setting the model cannot follow.
+    """
+    return run(model, full_spec(model, spec, **changes), Watch(on_step))
+
+
+def full_spec(model: Any, spec: GenerationSpec | None = None, **changes: Any) -> GenerationSpec:
+    """The spec with `changes`; without a spec, the model's default with `changes`."""
+    return model.spec(**changes) if spec is None else spec.with_(**changes)
+
+
+def run(model: Any, spec: GenerationSpec, watch: Watch) -> Result:
+    """`generate` for a full spec and a watcher, who may cancel it; raises `stages.Cancelled` then."""
+    resolved = spec.resolve(model)
+    if spec.memory.on_oom == "retry":
+        raise WanlabError("memory.on_oom = 'retry' does not exist yet", choices=["fail"])
+    started = runs.now()
+    with _held(model, spec, watch), Gauge(model.device, watch) as gauge:
+        with gauge.stage("text"):
+            text = stages.encode_text(model, spec)
+        with gauge.stage("conditions"):
+            conditions = stages.encode_conditions(model, spec)
+        with gauge.stage("denoise", len(model.experts(resolved))):
+            latents, ran = stages.denoise_recorded(model, spec, text, conditions, on_step=watch.on_step)
+        with gauge.stage("decode"):
+            media = stages.decode(model, spec, latents, watch.check)
+        with gauge.stage("post"):
+            media = stages.post(spec, media)
+        latents = latents.to("cpu", torch.float32)
+    record = runs.RunRecord(
+        id=runs.run_id(spec.id, model.fingerprint),
+        status="ok",
+        spec=spec.to_dict(),
+        resolved={"spec": resolved.to_dict(), "ran": ran},
+        seeds=[spec.sampling.seed],
+        fingerprint=model.fingerprint,
+        timings=gauge.seconds,
+        peak_bytes=gauge.peak_bytes,
+        env=runs.environment(),
+        started=started,
+        ended=runs.now(),
+        host=socket.gethostname(),
+        pid=os.getpid(),
+    )
+    return Result(media.frames, latents, spec, record, media.fps)
+
+
+@contextmanager
+def _held(model: Any, spec: GenerationSpec, watch: Watch) -> Iterator[None]:
+    """Hold the model's lock; while another thread has it, wait and say for what. Ctrl-C and `cancel` end it."""
+    told = False
+
+    def waiting(owner: str) -> None:
+        nonlocal told
+        watch.check()
+        if not told:
+            told = True
+            sys.stderr.write(f"Waiting for {model.id}, which is busy with {owner}.\n")
+
+    with model.lock.hold(f"generate(prompt={shorten(spec.text.prompt, 60)}, seed={spec.sampling.seed})", waiting):
+        yield
+
+
+class Gauge:
+    """Seconds of each stage and the peak of memory; entered around a generation, `stage(name)` around its parts."""
+
+    def __init__(self, device: torch.device, watch: Watch) -> None:
+        self.seconds: dict[str, float] = {}
+        self.peak_bytes = 0
+        self._device, self._watch = device, watch
+        self._started = 0.0
+
+    def __enter__(self) -> Gauge:
+        self._started = time.perf_counter()
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.seconds["total"] = time.perf_counter() - self._started
+        self.peak_bytes = peak_bytes(self._device)
+        if kind is None:
+            self._watch.finish()
+
+    @contextmanager
+    def stage(self, name: str, num_steps: int = 0) -> Iterator[None]:
+        """Time a stage, the device's queue included; raises `Cancelled` before it if the watcher asked for that."""
+        self._watch.enter(name, num_steps)
+        started = time.perf_counter()
+        yield
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        self.seconds[name] = time.perf_counter() - started
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Peak bytes allocated on a GPU since its last reset; on the CPU, the process's largest resident size so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,230 @@
+"""One generated sample and all that is known about how it came to be: shown inline, saved, opened again."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from wanlab import runs, video
+from wanlab.errors import WanlabError, shorten
+from wanlab.files import read_json
+from wanlab.spec import GenerationSpec
+
+EMBED_BYTES = 2_000_000  # of H.264 or image in one display; base64 adds a third
+_PROXY_HEIGHT = 320  # pixels of the smaller copy that is embedded when the clip itself is too large
+_FOLDER, _VIDEO, _IMAGE = "a folder (no ending)", ".mp4", ".png"
+
+Frames = np.ndarray[Any, Any]
+
+
+@dataclass(eq=False)
+class Result:
+    """One sample: `frames` (T, H, W, 3) uint8, T = 1 for an image; `latents` (1, C, T, H, W) float32 on the CPU; spec.
+
+    `record` is what run.json will hold: what really ran, timings, versions. Opened from a bare mp4 or png, `latents` is
+    None and the record knows only the spec and the run's id.
+    """
+
+    frames: Frames
+    latents: Any
+    spec: GenerationSpec
+    record: runs.RunRecord
+    fps: float = 16.0
+    path: Path | None = None
+    """The file or folder it was opened from."""
+
+    @property
+    def resolved(self) -> GenerationSpec | None:
+        """The spec with every `auto` made concrete, as it ran."""
+        found = self.record.resolved.get("spec")
+        return None if found is None else GenerationSpec.from_json(found)
+
+    @property
+    def ran(self) -> dict[str, Any]:
+        """What really ran: the attention kernel, the cache's hit map, compilation."""
+        return dict(self.record.resolved.get("ran", {}))
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds of each stage and in total; loading of weights counts for the stage that needed them."""
+        return dict(self.record.timings)
+
+    @property
+    def peak_bytes(self) -> int:
+        """Peak of the GPU's memory; on the CPU, of the process."""
+        return self.record.peak_bytes or 0
+
+    @property
+    def versions(self) -> dict[str, Any]:
+        """Packages, device and commit that made it."""
+        return dict(self.record.env)
+
+    @property
+    def run_id(self) -> str:
+        """Equal for results of the same spec, weights and numerics."""
+        return self.record.id
+
+    @property
+    def skipped_steps(self) -> int | None:
+        """How many forwards a cache left out; None where that is not known."""
+        cache = self.ran.get("cache")
+        return None if cache is None else int(cache["skipped"])
+
+    def save(self, path: str | Path) -> Path:
+        """Write the sample and return its path; complete or not at all.
+
+        "x.mp4" and "x.png" (one frame) carry the spec inside; a path without an ending becomes a run folder with
+        run.json, the picture and the latents. Raises WanlabError for another ending and for a full disk.
+        """
+        path = Path(path)
+        if path.suffix == _VIDEO:
+            return video.write_video(path, self.frames, self.fps, crf=self.spec.output.crf, comment=self._comment())
+        if path.suffix == _IMAGE:
+            if len(self.frames) != 1:
+                raise WanlabError(
+                    f"{path.name} holds one image and the result has {len(self.frames)} frames",
+                    remedy=f"Save it as {path.stem}{_VIDEO}.",
+                )
+            return video.write_image(path, self.frames[0], comment=self._comment())
+        if path.suffix:
+            raise WanlabError(f"Cannot save as {path.name!r}", choices=[_VIDEO, _IMAGE, _FOLDER])
+        return self._save_folder(path)
+
+    def _comment(self) -> str:
+        """What travels inside the file: the spec, without prompts if it says so, and the run's id."""
+        spec = self.spec.with_(prompt="", negative_prompt="") if self.spec.output.strip_prompt else self.spec
+        return json.dumps({"wanlab": {"spec": json.loads(spec.to_json()), "run": self.run_id}}, ensure_ascii=False)
+
+    def _save_folder(self, folder: Path) -> Path:
+        from safetensors.torch import save
+
+        picture = "image.png" if len(self.frames) == 1 else "video.mp4"
+        artifacts: dict[str, runs.Source] = {picture: self._save_picture}
+        if self.latents is not None:
+            artifacts["latents.safetensors"] = save({"latents": self.latents.contiguous()})
+        runs.write_run(folder, self.record, artifacts)
+        return folder
+
+    def _save_picture(self, path: Path) -> None:
+        if len(self.frames) == 1:
+            video.write_image(path, self.frames[0], comment=self._comment())
+        else:
+            video.write_video(path, self.frames, self.fps, crf=self.spec.output.crf, comment=self._comment())
+
+    def _repr_html_(self) -> str:
+        picture = player(self.frames, self.fps, self.spec.text.prompt, self.path)
+        return f'<figure style="margin:0">{picture}<figcaption>{html.escape(self._caption())}</figcaption></figure>'
+
+    def _caption(self) -> str:
+        frames, height, width = self.frames.shape[:3]
+        size = f"{width}x{height}" + (f", {frames} frames at {self.fps:g}/s" if frames > 1 else "")
+        took = f" · {self.seconds['total']:.1f} s" if "total" in self.seconds else ""
+        prompt = shorten(self.spec.text.prompt, 120)
+        return f"{prompt} · {size} · seed {self.spec.sampling.seed}{took} · spec {self.spec.id}"
+
+    def __repr__(self) -> str:
+        return f"Result({self._caption()})"
+
+
+def open_result(path: str | Path) -> Result:
+    """A saved result: an mp4 or png that carries its spec, or a run folder, which has latents and timings too.
+
+    Frames of an mp4 have been through H.264. Raises WanlabError for a file without a spec and for a run that did not
+    end well.
+    """
+    path = Path(path)
+    return _open_folder(path) if path.is_dir() else _open_file(path)
+
+
+def _open_file(path: Path) -> Result:
+    frames, fps, comment = _read_picture(path)
+    try:
+        inside = read_json(comment if comment.startswith("{") else "{}", max_bytes=video.MAX_COMMENT)["wanlab"]
+        spec, run = GenerationSpec.from_json(inside["spec"]), str(inside["run"])
+    except (KeyError, TypeError, WanlabError) as error:
+        raise WanlabError(
+            f"{path} carries no spec of wanlab ({shorten(str(error), 120)})",
+            remedy="Open a file written by Result.save, or the run folder; sites that re-encode videos remove it.",
+        ) from None
+    record = runs.RunRecord(id=run, status="ok", spec=spec.to_dict(), seeds=[spec.sampling.seed])
+    return Result(frames, None, spec, record, fps or spec.size.fps or 16.0, path)
+
+
+def _open_folder(folder: Path) -> Result:
+    from safetensors.torch import load_file
+
+    record = runs.read_run(folder)
+    if record.status != "ok":
+        why = f": {record.error.message}" if record.error else ""
+        raise WanlabError(f"The run in {folder} is {record.status}{why}", remedy="Generate it again from its spec.")
+    names = {entry.path for entry in record.artifacts}
+    picture = next((name for name in ("video.mp4", "image.png") if name in names), "video.mp4")
+    frames, fps, _ = _read_picture(runs.artifact(folder, record, picture))
+    latents = None
+    if "latents.safetensors" in names:
+        latents = load_file(runs.artifact(folder, record, "latents.safetensors"))["latents"]
+    spec = GenerationSpec.from_json(record.spec)
+    return Result(frames, latents, spec, record, fps or spec.size.fps or 16.0, folder)
+
+
+def _read_picture(path: Path) -> tuple[Frames, float, str]:
+    """Frames (T, H, W, 3), frames per second (0 for an image) and the text inside."""
+    if video.is_png(path):
+        frame, comment = video.read_image(path)
+        return frame[None], 0.0, comment
+    return video.read_video(path)
+
+
+def player(frames: Frames, fps: float, title: str, path: Path | None = None) -> str:
+    """HTML that shows frames in a notebook and survives saving it: H.264 or an image inside the page, at most 2 MB.
+
+    A clip above that is shown as a copy of at most 320 pixels in height; if even that is too large, as its middle
+    frame with a link to `path`, the saved file.
+    """
+    if len(frames) == 1:
+        return _image_tag(frames[0], title)
+    size = f'width="{frames.shape[2]}" height="{frames.shape[1]}"'
+    for clip, crf in ((frames, 20), (frames, 28), (_shrunk(frames), 30)):
+        data = _encoded(clip, fps, crf)
+        if len(data) <= EMBED_BYTES:
+            source = f"data:video/mp4;base64,{base64.b64encode(data).decode()}"
+            return (
+                f'<video {size} style="max-width:100%;height:auto" controls autoplay loop muted playsinline '
+                f'title="{html.escape(title, quote=True)}" src="{source}"></video>'
+            )
+    link = "" if path is None else f'<a href="{html.escape(str(path), quote=True)}">{html.escape(path.name)}</a>'
+    return f"<div>{_image_tag(frames[len(frames) // 2], title)}<p>Too long to show here. {link}</p></div>"
+
+
+def _shrunk(frames: Frames) -> Frames:
+    """Frames of at most 320 pixels in height."""
+    height, width = frames.shape[1:3]
+    if height <= _PROXY_HEIGHT:
+        return frames
+    size = (max(2, round(width * _PROXY_HEIGHT / height)), _PROXY_HEIGHT)
+    return np.stack([np.asarray(Image.fromarray(f).resize(size, Image.Resampling.BILINEAR)) for f in frames])
+
+
+def _encoded(frames: Frames, fps: float, crf: int) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        return video.write_video(Path(folder) / "clip.mp4", frames, fps, crf=crf).read_bytes()
+
+
+def _image_tag(frame: Frames, title: str) -> str:
+    """An `<img>` with a PNG inside, or a JPEG where the PNG is above 2 MB."""
+    for kind, options in (("png", {}), ("jpeg", {"quality": 90}), ("jpeg", {"quality": 40})):
+        file = io.BytesIO()
+        Image.fromarray(frame).save(file, kind, **options)
+        if file.tell() <= EMBED_BYTES:
+            break
+    source = f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+    return f'<img style="max-width:100%" title="{html.escape(title, quote=True)}" src="{source}">'

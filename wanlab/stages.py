@@ -1,0 +1,245 @@
+"""The stages of a generation, each a line that a notebook may stop at; `pipeline.generate` is these lines plus timing.
+
+text = encode_text(model, spec)
+conditions = encode_conditions(model, spec)
+latents = denoise(model, spec, text, conditions)
+media = post(spec, decode(model, spec, latents))
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wanlab import attention, caches
+from wanlab.guidance import predict
+from wanlab.registry import GUIDANCE, SAMPLERS
+from wanlab.sampling import OnStep, Sampler, SamplerState, Velocity, draw, sample
+from wanlab.sites import Conditions, StepContext, compiling
+from wanlab.spec import GenerationSpec
+
+TextEmbeddings = Mapping[str, Mapping[str, Tensor]]
+
+
+class Cancelled(BaseException):
+    """A generation ended because it was asked to. Not an `Exception`, so `except Exception` does not swallow it."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a generation is: `seconds` since its start, `eta` seconds of steps left or None, `fraction` of 0..1."""
+
+    stage: str
+    step: int
+    num_steps: int
+    seconds: float
+    eta: float | None
+    fraction: float
+
+    def __str__(self) -> str:
+        steps = f" {self.step}/{self.num_steps}" if self.stage == "denoise" else ""
+        left = "" if self.eta is None or self.stage == "done" else f", about {self.eta:.0f} s left"
+        return f"{self.stage}{steps}, {self.seconds:.1f} s{left}"
+
+
+class Watch:
+    """Between a running generation and whoever watches it: the stage and step reached, and the wish to stop."""
+
+    _DENOISING = 0.9  # share of the whole that the bar gives to the steps; decoding has the rest
+
+    def __init__(self, on_step: OnStep | None = None) -> None:
+        self._on_step = on_step
+        self._stop = threading.Event()
+        self._stage, self._step, self._num_steps = "waiting", 0, 0
+        self._started: float | None = None
+        self._ended: float | None = None
+        self._loop_started = 0.0
+
+    def cancel(self) -> None:
+        """Ask the generation to stop; it does within one step. Callable from any thread."""
+        self._stop.set()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether `cancel` was called."""
+        return self._stop.is_set()
+
+    def check(self) -> None:
+        """Raise `Cancelled` if the generation is to stop."""
+        if self._stop.is_set():
+            raise Cancelled(f"Cancelled in {self._stage}, step {self._step} of {self._num_steps}.")
+
+    def enter(self, stage: str, num_steps: int = 0) -> None:
+        """Note that `stage` begins; raises `Cancelled` if the generation is to stop."""
+        self.check()
+        now = time.monotonic()
+        self._started = self._started or now
+        self._stage, self._num_steps = stage, num_steps or self._num_steps
+        if stage == "denoise":
+            self._loop_started = now
+
+    def finish(self) -> None:
+        """Note that the generation is complete."""
+        self._stage, self._ended = "done", time.monotonic()
+
+    def on_step(self, step: int, sigma: float, latents: Tensor, denoised: Tensor) -> None:
+        """The `on_step` of the loop: counts, passes the call on; raises `Cancelled` if the generation is to stop."""
+        self._step = step + 1
+        if self._on_step is not None:
+            self._on_step(step, sigma, latents, denoised)
+        self.check()
+
+    @property
+    def progress(self) -> Progress:
+        """A snapshot of this moment."""
+        now = self._ended or time.monotonic()
+        seconds = now - self._started if self._started else 0.0
+        share = self._step / self._num_steps if self._num_steps else 0.0
+        eta = None
+        if self._stage == "denoise" and self._step:
+            eta = (now - self._loop_started) * (1 / share - 1)
+        fraction = 1.0 if self._stage == "done" else self._DENOISING * share
+        return Progress(self._stage, self._step, self._num_steps, seconds, eta, fraction)
+
+
+@torch.no_grad()
+def encode_text(model: Any, spec: GenerationSpec) -> TextEmbeddings:
+    """Text embeddings {"prompt": {...}, "negative_prompt": {...}}; the latter only where the guidance needs it."""
+    return model.encode_text(spec.resolve(model))
+
+
+@torch.no_grad()
+def encode_conditions(model: Any, spec: GenerationSpec, window: int | None = None, previous: Any = None) -> Conditions:
+    """What else steers the network: images, masks, audio, the previous window. Empty for text-to-video."""
+    return model.encode_conditions(spec.resolve(model), window=window, previous=previous)
+
+
+def denoise(
+    model: Any,
+    spec: GenerationSpec,
+    text: TextEmbeddings,
+    conditions: Conditions,
+    latents: Tensor | SamplerState | None = None,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """Run the sampler; the spec's attention, cache and compile are attached for its duration only.
+
+    `latents`: initial noise (B, C, T, H, W) of any batch, text of batch 1 is shared; or a saved `SamplerState` to go
+    on from; None draws the noise of the spec's seed. Returns the clean latents (B, C, T, H, W), float32 on the model's
+    device. Raises WanlabError naming the step when a prediction is not finite.
+    """
+    return denoise_recorded(model, spec, text, conditions, latents, on_step)[0]
+
+
+@torch.no_grad()
+def denoise_recorded(
+    model: Any,
+    spec: GenerationSpec,
+    text: TextEmbeddings,
+    conditions: Conditions,
+    latents: Tensor | SamplerState | None = None,
+    on_step: OnStep | None = None,
+) -> tuple[Tensor, dict[str, Any]]:
+    """`denoise` that also returns what really ran: attention kernel, the cache's hit map, compilation."""
+    asked, spec = spec, spec.resolve(model)
+    sampler = make_sampler(model, spec)
+    state = latents
+    if not isinstance(state, SamplerState):
+        noise = model.initial_noise(spec) if state is None else state
+        state = sampler.init(noise.to(model.device, torch.float32))
+    batch = state.latents.shape[0]
+    text = {name: {key: _share(value, batch) for key, value in part.items()} for name, part in text.items()}
+    velocity = velocity_of(model, spec, sampler, text, conditions)
+    with attached(model, asked) as ran:
+        state = sample(sampler, velocity, state, on_step=on_step)
+    return state.latents, ran
+
+
+@torch.no_grad()
+def decode(model: Any, spec: GenerationSpec, latents: Tensor, check: Callable[[], None] | None = None) -> Any:
+    """Media of one sample: frames (T, H, W, 3) uint8, audio, fps; `check` is called between parts, and may raise."""
+    return model.decode(spec.resolve(model), latents, cancel=check)
+
+
+def post(spec: GenerationSpec, media: Any) -> Any:
+    """Postprocess as the spec's part `post` says; it has no methods yet, so the media comes back as it is."""
+    assert not spec.post.model_dump(), "a post method without a runner"
+    return media
+
+
+def make_sampler(model: Any, spec: GenerationSpec) -> Sampler:
+    """The spec's sampler over the model's noise levels; its later draws depend on seed and step alone."""
+    noise = partial(_draw_step, spec.sampling.seed)
+    return SAMPLERS.get(spec.sampling.sampler)(model.sigmas(spec), noise)
+
+
+@contextmanager
+def attached(model: Any, spec: GenerationSpec) -> Iterator[dict[str, Any]]:
+    """Attach what the spec asks for and detach it on any way out; the dict says, afterwards, what really ran.
+
+    Attention "auto" leaves in place what a surrounding `attention.using` put there.
+    """
+    ran: dict[str, Any] = {}
+    kernels: set[str] = set()
+    forwards: Counter[str] = Counter()
+
+    def note(ctx: StepContext) -> None:
+        forwards[ctx.expert] += 1
+        kernels.update(getattr(site.fn, "__name__", "function") for site in model.stacks[ctx.expert].attentions())
+
+    with ExitStack() as stack:
+        if spec.compile.compile_mode == "blocks":
+            for blocks in model.stacks.values():
+                stack.enter_context(compiling(blocks))
+        if spec.attention.method != "auto":
+            stack.enter_context(attention.using(model, spec.attention.method))
+        cache = stack.enter_context(caches.attach(model, spec))
+        stack.enter_context(model.on_begin(note))
+        yield ran
+        ran |= {"attention": "+".join(sorted(kernels)), "forwards": dict(forwards)}
+        if cache is not None:
+            ran["cache"] = cache.report()
+        if spec.compile.compile_mode == "blocks":
+            ran["uncompiled"] = sorted(name for blocks in model.stacks.values() for name in blocks.uncompiled)
+
+
+def velocity_of(
+    model: Any, spec: GenerationSpec, sampler: Sampler, text: TextEmbeddings, conditions: Conditions
+) -> Velocity:
+    """The guided prediction as a function of latents and step, for the loop."""
+    rule = GUIDANCE.get(spec.guidance.method)(spec.guidance, spec.guidance.bind())
+    experts = model.experts(spec)
+    sigmas = tuple(sampler.sigmas.tolist())
+    timesteps = sampler.timesteps.tolist()
+
+    def velocity(latents: Tensor, step: int) -> Tensor:
+        ctx = StepContext(
+            step=step,
+            num_steps=sampler.num_steps,
+            sigma=sigmas[step],
+            sigmas=sigmas,
+            timestep=timesteps[step],
+            expert=experts[step],
+            latents=latents,
+        )
+        return predict(model, rule, latents, ctx, text, conditions)
+
+    return velocity
+
+
+def _draw_step(seed: int, step: int, shape: torch.Size) -> Tensor:
+    return draw(seed, "sampler", None, step, shape)
+
+
+def _share(tensor: Tensor, batch: int) -> Tensor:
+    """Text of batch 1 for every sample of the batch; other batches stay."""
+    return tensor if tensor.shape[0] == batch else tensor.expand(batch, *tensor.shape[1:])
