@@ -1,0 +1,26 @@
+"""Caches: methods that reuse a step's work in later steps, one file each, and the context manager that attaches one.
+
+    with caches.attach(model, spec) as cache:
+        ...
+    cache.report()
+
+The names below load on first use: listing caches needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wanlab.caches._attach import attach
+    from wanlab.caches._cache import Cache, CacheReport
+
+_HOME = {"attach": "_attach", "Cache": "_cache", "CacheReport": "_cache"}
+__all__ = ["Cache", "CacheReport", "attach"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

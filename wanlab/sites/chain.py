@@ -41,7 +41,7 @@ class _Layer:
 
 
 class Handle:
-    """Detaches what was attached; also a context manager. `remove` may be called twice, and in any order with others."""
+    """Detaches what was attached; also a context manager. `remove` may be called twice and in any order with others."""
 
     def __init__(self, remove: Callable[[], None]) -> None:
         self._remove: Callable[[], None] | None = remove
@@ -172,7 +172,7 @@ _CHAIN = "_wanlab_chain"
 
 @functools.cache
 def _site_class(plain: type[nn.Module]) -> type[nn.Module]:
-    """A subclass of a linear class whose forward runs the chain around the original forward; readable by torch.compile."""
+    """A subclass of a linear class whose forward runs the chain around the original one; torch.compile can read it."""
 
     def forward(self: nn.Module, x: Tensor) -> Tensor:
         call = functools.partial(plain.forward, self)

@@ -1,0 +1,48 @@
+"""An explicit plan: which steps run the blocks. Methods whose signal does not depend on content lower to this one."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from wanlab.caches._cache import Cache
+from wanlab.errors import WanlabError
+from wanlab.registry import CACHES
+from wanlab.sites import StepContext
+from wanlab.spec import Part
+
+Mask = Annotated[tuple[bool, ...], Field(min_length=1, max_length=10_000)]
+
+
+@CACHES.register("fixed")
+class Fixed(Cache):
+    """Run the blocks at the steps whose mask is True, reuse the last residual elsewhere; all True is exact."""
+
+    options: Options
+
+    class Options(Part):
+        mask: Mask
+        """One entry a step, True computes; the first is True."""
+        branch_masks: dict[str, Mask] = Field(default_factory=dict)
+        """Masks for single guidance branches, e.g. "uncond", instead of `mask`."""
+
+        @model_validator(mode="after")
+        def _check_masks(self) -> Self:
+            for name, mask in {"mask": self.mask, **self.branch_masks}.items():
+                if not mask[0]:
+                    raise WanlabError(f"{name} starts with False", remedy="There is nothing to reuse at the first step")
+                if len(mask) != len(self.mask):
+                    raise WanlabError(f"{name} has {len(mask)} entries and mask has {len(self.mask)}")
+            return self
+
+    def decide(self, ctx: StepContext) -> bool:
+        self.check(ctx.num_steps)
+        return self.options.branch_masks.get(ctx.branch, self.options.mask)[ctx.step]
+
+    def check(self, num_steps: int) -> None:
+        if len(self.options.mask) != num_steps:
+            raise WanlabError(
+                f"The cache's mask has {len(self.options.mask)} entries for {num_steps} steps",
+                remedy="Give one entry a step",
+            )
