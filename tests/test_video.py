@@ -78,7 +78,9 @@ def test_colours_survive(tmp_path: Path) -> None:
     colours = [(230, 20, 20), (20, 200, 40), (30, 40, 220), (230, 220, 20), (240, 240, 240), (8, 8, 8)]
     frames = np.broadcast_to(np.array(colours, np.uint8)[:, None, None], (6, 32, 32, 3)).copy()
     back = video.read_video(video.write_video(tmp_path / "a.mp4", frames, 8))[0]
-    assert np.abs(back.astype(int) - frames).max() <= 3
+    difference = back.astype(int) - frames
+    assert np.abs(difference).max() <= 3
+    assert abs(difference.mean()) < 0.3, "neither darker nor brighter"
     smooth = clip(9, 64, 96)
     assert psnr(smooth, video.read_video(video.write_video(tmp_path / "b.mp4", smooth, 8))[0]) > 38
 
