@@ -71,5 +71,5 @@ def test_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     records = sorted((tmp_path / "out").glob("*/run.json"))
     assert len(records) == 2
     for record in records:
-        assert json.loads(record.read_text())["status"] == "completed"
+        assert json.loads(record.read_text())["status"] == "ok"
         assert (record.parent / "video.mp4").stat().st_size > 0
