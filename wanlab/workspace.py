@@ -90,9 +90,9 @@ def _check_config(config: dict[str, Any], file: Path) -> None:
 
 
 def find_workspace(explicit: Path | str | None = None) -> Workspace:
-    """The workspace: `explicit`, else the nearest folder with wanlab.toml from here upward, else the user's data folder.
+    """The workspace: `explicit`, else the nearest folder with wanlab.toml from here upward, else the user's own.
 
-    Reads only. Raises WanlabError if `explicit` is a file.
+    The user's own is `$XDG_DATA_HOME/wanlab`. Reads only. Raises WanlabError if `explicit` is a file.
     """
     if explicit is not None:
         root = Path(explicit).expanduser().absolute()

@@ -77,7 +77,7 @@ def _foreign(start: bytes) -> tuple[str, str]:
         return "is a pickle", _CONVERT
     if start.startswith(b"GGUF"):
         return "is a GGUF file", "Give the safetensors form of these weights."
-    if text.startswith((b"{", b"[")):
+    if text.startswith((b"{", b"[")) and b"\0" not in start[:8]:  # a length may begin with the byte of a brace
         return "is a JSON text, not weights", _DOWNLOAD
     return "", ""
 
@@ -137,6 +137,8 @@ def _span(path: Path, name: str, entry: Any) -> tuple[int, int, int]:
     if not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
         _damaged(path, name, "its shape or offsets are not counts")
     bits = math.prod(shape) * _BITS[dtype]
+    if bits >= 2**63:
+        _damaged(path, name, "its shape is impossible")
     if bits % 8:
         _damaged(path, name, "it ends inside a byte")
     return offsets[0], offsets[1], bits // 8

@@ -83,11 +83,10 @@ def _sync_file(path: str) -> None:
 
 
 def _sync_folder(path: Path | str) -> None:
-    """Make a rename durable; systems that cannot open a folder (Windows) have no such call."""
-    if os.name != "posix":
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    """Make a rename durable where the system can: Windows and some network drives cannot sync a folder."""
+    with contextlib.suppress(OSError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

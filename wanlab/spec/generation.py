@@ -62,8 +62,8 @@ class GenerationSpec(Part):
     @classmethod
     def of(cls, model_default: Mapping[str, Any], /, **changes: Any) -> Self:
         """A full spec: the model's default settings (nested or flat, with its `model` id), then `changes`."""
-        base, _ = LAYOUT.merge({}, plain(model_default))
-        return cls._make(base, changes)
+        base, touched = LAYOUT.merge({}, plain(model_default))
+        return cls._make(base, changes, touched)
 
     def with_(self, **changes: Any) -> Self:
         """The same spec with some settings changed and everything checked again.
@@ -74,16 +74,13 @@ class GenerationSpec(Part):
         return type(self)._make(self.to_dict(), changes)
 
     @classmethod
-    def _make(cls, base: Mapping[str, Any], changes: Mapping[str, Any]) -> Self:
-        """Merge and check; the methods that `changes` name get their options checked and written out."""
+    def _make(cls, base: Mapping[str, Any], changes: Mapping[str, Any], chosen: set[str] | None = None) -> Self:
+        """Merge and check; parts whose method or options were chosen get the options checked and written out."""
         nested, touched = LAYOUT.merge(base, plain(changes))
-        spec = cls.__new__(cls)
-        spec.fill_from(nested)
-        filled = {part: getattr(spec, part).filled().model_dump(mode="json") for part in sorted(touched)}
-        if filled:
-            spec = cls.__new__(cls)
-            spec.fill_from({**nested, **filled})
-        return spec
+        spec = cls.parse(nested)
+        parts_to_fill = (name for name in sorted(touched | (chosen or set())) if getattr(spec, name).needs_filling())
+        filled = {name: getattr(spec, name).filled().model_dump(mode="json") for name in parts_to_fill}
+        return cls.parse({**nested, **filled}) if filled else spec
 
     def methods(self) -> dict[str, MethodPart]:
         """The method parts by name: guidance, cache, attention, memory, window."""
@@ -131,9 +128,7 @@ class GenerationSpec(Part):
         if not isinstance(document, dict):
             raise WanlabError(f"The spec is {shorten(document, 40)}", remedy="A spec is a JSON object: {...}.")
         nested, _ = LAYOUT.merge(_recorded_defaults(), upgrade(document))
-        spec = cls.__new__(cls)
-        spec.fill_from(nested)
-        return spec
+        return cls.parse(nested)
 
     @property
     def id(self) -> str:
@@ -143,7 +138,7 @@ class GenerationSpec(Part):
         """
         payload = content(self)
         for name, part in self.methods().items():
-            payload[name] = {k: v for k, v in {**payload[name], "options": content(part.bind())}.items() if v != {}}
+            payload[name] = {**payload.get(name, {}), "options": content(part.bind())}
         return content_id(payload)
 
     def resolve(self, model: Resolver) -> GenerationSpec:

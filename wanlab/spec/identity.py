@@ -14,16 +14,14 @@ ID_LENGTH = 12  # hexadecimal digits: a million specs share an id with probabili
 
 
 def content(record: BaseModel) -> dict[str, Any]:
-    """What of a record is hashed: its JSON without Unhashed fields, fields at their HashDefault and empty records."""
+    """What of a record is hashed: its JSON without Unhashed fields and fields at their HashDefault."""
     kept = {}
     for name, field in type(record).model_fields.items():
         value = getattr(record, name)
         frozen = marker(field, HashDefault)
         if marker(field, Unhashed) or (frozen is not None and _canonical(value) == _canonical(frozen.value)):
             continue
-        item = _content_of(value)
-        if item != {} or not isinstance(value, BaseModel):
-            kept[name] = item
+        kept[name] = _content_of(value)
     return kept
 
 
@@ -42,5 +40,11 @@ def _canonical(value: Any) -> str:
 
 
 def content_id(payload: dict[str, Any]) -> str:
-    """12 hexadecimal digits of the SHA-256 of the canonical JSON (sorted keys, no spaces, ASCII)."""
-    return hashlib.sha256(_canonical(payload).encode("ascii")).hexdigest()[:ID_LENGTH]
+    """12 hexadecimal digits of the SHA-256 of the canonical JSON: sorted keys, no spaces, ASCII, no empty records."""
+    return hashlib.sha256(_canonical(_without_empty(payload)).encode("ascii")).hexdigest()[:ID_LENGTH]
+
+
+def _without_empty(payload: dict[str, Any]) -> dict[str, Any]:
+    """A record none of whose fields count is as good as absent, so parts and options may come later."""
+    inner = {k: _without_empty(v) if isinstance(v, dict) else v for k, v in payload.items()}
+    return {k: v for k, v in inner.items() if v != {}}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, JsonValue
+from pydantic import AfterValidator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, JsonValue, PlainSerializer
 from pydantic_core import CoreSchema, core_schema
 
 from wanlab.errors import WanlabError, unknown
@@ -55,7 +55,8 @@ class NoOptions(Part):
     """The options of a method that has none."""
 
 
-Options = Annotated[dict[str, JsonValue], AfterValidator(FrozenDict)]
+# Frozen, so lists are tuples: pydantic would warn about them when it dumps a JsonValue.
+Options = Annotated[dict[str, JsonValue], AfterValidator(FrozenDict), PlainSerializer(dict, return_type=dict[str, Any])]
 
 
 class MethodPart(Part):
@@ -94,6 +95,11 @@ class MethodPart(Part):
         cls = self.choices().options_of(self.method, registry)
         frozen = {n: m.value for n, f in cls.model_fields.items() if (m := marker(f, HashDefault)) is not None}
         return self._bind_to(cls, {**frozen, **self.options})
+
+    def needs_filling(self) -> bool:
+        """Whether something was chosen: not the part's default method without options, nor a word like `none`."""
+        default = type(self).model_fields["method"].default
+        return bool(self.options) or self.method not in (default, *self.choices().words)
 
     def filled(self) -> Self:
         """The same part with every option written out, so that it means the same when a default changes later."""

@@ -10,7 +10,7 @@ from wanlab.errors import WanlabError, shorten
 SCHEMA = 1
 
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
-"""MIGRATIONS[n], a pure function, makes schema n + 1 of nested JSON of schema n. A new field needs only a HashDefault."""
+"""MIGRATIONS[n], a pure function, makes schema n + 1 of nested JSON of schema n. A new field needs only HashDefault."""
 
 
 def upgrade(document: dict[str, Any], schema: int | None = None) -> dict[str, Any]:

@@ -26,7 +26,6 @@ _REMEDIES: dict[str, Callable[[dict[str, Any]], str]] = {
     "tuple_type": lambda c: "Give a list",
     "dict_type": lambda c: "Give a dict",
     "model_type": lambda c: f"Give a {c['class_name']} or a dict of its fields",
-    "model_attributes_type": lambda c: "Give a dict",
 }
 
 
