@@ -141,10 +141,12 @@ def tiny_flux(folder: Path | str, **transformer: Any) -> tuple[Path, dict[str, A
     spec = {
         "text": {"max_text_tokens": 64},
         "size": {"width": 48, "height": 32, "num_frames": 1, "fps": 1},
-        "sampling": {"sampler": "euler", "num_steps": 4, "flow_shift": 3.0},
+        "sampling": {"sampler": "euler", "num_steps": 4},
         "guidance": {"method": "embedded", "guidance_scale": 3.5},
     }
-    return folder, _definition("flux_random", "flux", folder, architecture, spec)
+    shift = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
+    definition = _definition("flux_random", "flux", folder, architecture, spec)
+    return folder, definition | {"constants": {"dynamic_shift": shift}}
 
 
 def _definition(

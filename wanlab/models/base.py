@@ -128,6 +128,11 @@ class Model(abc.ABC):
 
     # The spec
 
+    @functools.cached_property
+    def default_spec(self) -> GenerationSpec:
+        """The definition's settings."""
+        return self.spec()
+
     def spec(self, **changes: Any) -> GenerationSpec:
         """A full spec: the model's defaults, then `changes`."""
         return GenerationSpec.of({**self.definition.spec, "model": self.id}, **changes)
