@@ -8,7 +8,6 @@ import enum
 import json
 import operator
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +19,7 @@ from pydantic import Field, ValidationError
 
 from wanlab.errors import WanlabError
 from wanlab.registry import CACHES
-from wanlab.spec import LEAVES, PARTS, GenerationSpec, MediaRef, MethodPart, Part
+from wanlab.spec import LEAVES, PARTS, GenerationSpec, MediaRef, Part
 from wanlab.spec.parts import CacheSpec, GuidanceSpec, SamplingSpec
 
 DEFAULT = {"model": "wan_tiny", "size": {"width": 96, "height": 96, "num_frames": 33, "fps": 16}, "num_steps": 20}
@@ -440,39 +439,3 @@ JSON_VALUES = st.recursive(
 def test_any_value_gives_a_spec_or_a_wanlab_error(name: str, value: Any) -> None:
     with contextlib.suppress(WanlabError):
         GenerationSpec.of(DEFAULT).with_(**{name: value}).to_json()
-
-
-# Names and the schema that forms are built from
-
-
-def fields() -> Iterator[tuple[str, str]]:
-    yield from ((part, leaf) for part, cls in PARTS.items() for leaf in cls.model_fields)
-
-
-def test_leaf_names_are_unique_and_differ_from_part_names() -> None:
-    plain_leaves = [leaf for _, leaf in fields() if leaf not in MethodPart.model_fields]
-    assert len(plain_leaves) == len(set(plain_leaves)) == len(LEAVES)
-    assert not set(plain_leaves) & {*PARTS, *GenerationSpec.model_fields}
-    assert not any("__" in name or "." in name for name in (*plain_leaves, *PARTS))
-
-
-def test_the_parts_are_those_of_the_contract() -> None:
-    words = "weights text media size sampling guidance cache attention lora memory compile window post output"
-    assert list(PARTS) == words.split()
-    methods = {name for name, cls in PARTS.items() if issubclass(cls, MethodPart)}
-    assert methods == {"guidance", "cache", "attention", "memory", "window"}
-
-
-def test_the_json_schema_serves_forms() -> None:
-    schema = GenerationSpec.model_json_schema()
-    assert set(schema["properties"]) == {"schema", "model", *PARTS}
-    definitions = schema["$defs"]
-    for part, leaf in fields():
-        entry = definitions[PARTS[part].__name__]["properties"][leaf]
-        assert entry.get("description"), f"{part}.{leaf} has no description"
-    sampling = definitions["SamplingSpec"]["properties"]
-    assert sampling["num_steps"]["minimum"] == 1
-    assert {"euler", "unipc"} <= set(sampling["sampler"]["enum"])
-    assert {"none", "test_periodic"} <= set(definitions["CacheSpec"]["properties"]["method"]["enum"])
-    assert Periodic.Options.model_json_schema()["properties"]["period"]["minimum"] == 1
-    json.dumps(schema)
