@@ -20,6 +20,7 @@ from wanlab.files import read_json
 from wanlab.spec import GenerationSpec
 
 EMBED_BYTES = 2_000_000  # of H.264 or image in one display; base64 adds a third
+_MOST_PIXELS = 64_000_000  # of all frames together; encoding more would hold up the cell for a minute
 _PROXY_HEIGHT = 320  # pixels of the smaller copy that is embedded when the clip itself is too large
 _FOLDER, _VIDEO, _IMAGE = "a folder (no ending)", ".mp4", ".png"
 
@@ -74,10 +75,10 @@ class Result:
         return self.record.id
 
     @property
-    def skipped_steps(self) -> int | None:
-        """How many forwards a cache left out; None where that is not known."""
+    def skipped_forwards(self) -> int | None:
+        """How many forwards of the network a cache left out; None without a cache."""
         cache = self.ran.get("cache")
-        return None if cache is None else int(cache["skipped"])
+        return None if cache is None else int(cache["reused"])
 
     def save(self, path: str | Path) -> Path:
         """Write the sample and return its path; complete or not at all.
@@ -193,7 +194,9 @@ def player(frames: Frames, fps: float, title: str, path: Path | None = None) -> 
     if len(frames) == 1:
         return _image_tag(frames[0], title)
     size = f'width="{frames.shape[2]}" height="{frames.shape[1]}"'
-    for clip, crf in ((frames, 20), (frames, 28), (_shrunk(frames), 30)):
+    for clip, crf in ((frames, 20), (_shrunk(frames), 30)):
+        if clip[..., 0].size > _MOST_PIXELS:
+            continue
         data = _encoded(clip, fps, crf)
         if len(data) <= EMBED_BYTES:
             source = f"data:video/mp4;base64,{base64.b64encode(data).decode()}"

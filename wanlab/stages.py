@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -207,9 +207,15 @@ def attached(model: Any, spec: GenerationSpec) -> Iterator[dict[str, Any]]:
         yield ran
         ran |= {"attention": "+".join(sorted(kernels)), "forwards": dict(forwards)}
         if cache is not None:
-            ran["cache"] = cache.report()
+            ran["cache"] = _plain_report(cache.report())
         if spec.compile.compile_mode == "blocks":
             ran["uncompiled"] = sorted(name for blocks in model.stacks.values() for name in blocks.uncompiled)
+
+
+def _plain_report(report: caches.CacheReport) -> dict[str, Any]:
+    """The report as JSON data, whose keys are text."""
+    hits = {key: {str(step): hit for step, hit in steps.items()} for key, steps in report.hit_map.items()}
+    return {**asdict(report), "hit_map": hits}
 
 
 def velocity_of(

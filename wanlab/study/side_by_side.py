@@ -65,7 +65,7 @@ class Comparison:
             "flicker": metrics.flicker(result.frames),
             "seconds": result.seconds.get("total"),
             "denoise_seconds": result.seconds.get("denoise"),
-            "skipped_steps": result.skipped_steps,
+            "skipped_forwards": result.skipped_forwards,
         }
 
     @cached_property
@@ -124,7 +124,7 @@ _HEADS = {
     "flicker": "flicker",
     "denoise_seconds": "denoise (s)",
     "seconds": "total (s)",
-    "skipped_steps": "skipped steps",
+    "skipped_forwards": "skipped forwards",
 }
 _DIGITS = {"psnr": 2, "psnr_frames": 2, "ssim": 4, "flicker": 2, "denoise_seconds": 2, "seconds": 2}
 

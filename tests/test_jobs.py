@@ -1,0 +1,229 @@
+"""Jobs: one worker a device, first in first out, cancelled within a step, awaitable; a model runs one at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import time
+import weakref
+from typing import Any
+
+import numpy as np
+import pytest
+
+import wanlab
+from tests.tiny import tiny_wan
+from wanlab.stages import Cancelled
+
+SPEC = {"prompt": "a red fox", "num_steps": 6, "width": 32, "height": 32, "num_frames": 5, "seed": 1}
+WAIT = 60  # seconds, only ever used up by a failure
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    _, definition = tiny_wan(tmp_path_factory.mktemp("wan"))
+    return wanlab.load(definition, device="cpu")
+
+
+class Gate:
+    """An `on_step` that stops the run after a step until it is opened."""
+
+    def __init__(self, at: int = 0) -> None:
+        self.at = at
+        self.reached, self.opened = threading.Event(), threading.Event()
+        self.steps: list[int] = []
+
+    def __call__(self, step: int, *_: Any) -> None:
+        self.steps.append(step)
+        if step == self.at:
+            self.reached.set()
+            assert self.opened.wait(WAIT)
+
+
+def test_a_job_gives_what_generate_gives(model: Any) -> None:
+    direct = wanlab.generate(model, **SPEC)
+    job = wanlab.submit(model, **SPEC)
+    assert np.array_equal(job.result(WAIT).frames, direct.frames)
+    assert job.status == "done"
+    assert job.done()
+    assert job.progress.fraction == 1
+    assert "done" in repr(job)
+    assert len(repr(job)) < 100
+
+
+def test_a_wrong_spec_raises_in_the_cell_that_submits(model: Any) -> None:
+    with pytest.raises(wanlab.WanlabError, match="width"):
+        wanlab.submit(model, **{**SPEC, "width": 33})
+    with pytest.raises(wanlab.WanlabError, match="num_steps"):
+        wanlab.submit(model, num_stepz=3)
+
+
+@pytest.mark.parametrize("at", [0, 3])
+def test_cancel_ends_within_one_step_and_leaves_no_trace(model: Any, at: int) -> None:
+    fresh = wanlab.generate(model, **SPEC)
+    gate = Gate(at)
+    job = wanlab.submit(model, **SPEC, on_step=gate)
+    assert gate.reached.wait(WAIT)
+    assert (job.status, job.progress.stage, job.progress.step, job.progress.num_steps) == (
+        "running",
+        "denoise",
+        at + 1,
+        6,
+    )
+    job.cancel()
+    gate.opened.set()
+    with pytest.raises(Cancelled):
+        job.result(WAIT)
+    assert gate.steps == list(range(at + 1))
+    assert job.status == "cancelled"
+    assert np.array_equal(wanlab.generate(model, **SPEC).frames, fresh.frames)
+
+
+def test_jobs_run_in_order_and_a_queued_one_can_be_cancelled(model: Any) -> None:
+    gate, order = Gate(), []
+    jobs = [wanlab.submit(model, **SPEC, on_step=gate)]
+    jobs += [wanlab.submit(model, **SPEC, on_step=lambda step, *_, i=i: order.append(i)) for i in (1, 2, 3)]
+    assert gate.reached.wait(WAIT)
+    assert [job.status for job in jobs] == ["running", "queued", "queued", "queued"]
+    jobs[2].cancel()
+    assert jobs[2].status == "cancelled"
+    gate.opened.set()
+    with pytest.raises(Cancelled):
+        jobs[2].result(WAIT)
+    for i in (0, 1, 3):
+        jobs[i].result(WAIT)
+    assert order == [1] * 6 + [3] * 6
+
+
+def test_a_failing_job_raises_its_error_and_the_next_one_runs(model: Any) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("from a callback")
+
+    failed, good = wanlab.submit(model, **SPEC, on_step=fail), wanlab.submit(model, **SPEC)
+    with pytest.raises(RuntimeError, match="from a callback"):
+        failed.result(WAIT)
+    assert failed.status == "failed"
+    assert good.result(WAIT).frames.shape == (5, 32, 32, 3)
+
+
+def test_await_in_asyncio(model: Any) -> None:
+    async def main() -> tuple[Any, int]:
+        ticks = 0
+        job = wanlab.submit(model, **SPEC)
+
+        async def tick() -> None:
+            nonlocal ticks
+            while not job.done():
+                ticks += 1
+                await asyncio.sleep(0.002)
+
+        result, _ = await asyncio.gather(job, tick())
+        return result, ticks
+
+    result, ticks = asyncio.run(main())
+    assert result.frames.shape == (5, 32, 32, 3)
+    assert ticks > 1  # the loop went on while the job ran
+
+
+def test_cancelling_an_awaiting_task_cancels_the_job(model: Any) -> None:
+    gate = Gate()
+
+    async def main() -> Any:
+        job = wanlab.submit(model, **SPEC, on_step=gate)
+
+        async def wait() -> Any:
+            return await job
+
+        task = asyncio.create_task(wait())
+        await asyncio.to_thread(gate.reached.wait, WAIT)
+        task.cancel()
+        await asyncio.sleep(0)
+        gate.opened.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        with pytest.raises(Cancelled):
+            await job
+        return job
+
+    assert asyncio.run(main()).status == "cancelled"
+
+
+def test_interrupting_result_cancels_waits_and_raises(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate()
+    job = wanlab.submit(model, **SPEC, on_step=gate)
+    assert gate.reached.wait(WAIT)
+
+    def interrupt(timeout: float | None = None) -> Any:
+        gate.opened.set()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(job._future, "result", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        job.result()
+    assert job.done()
+    assert job.status == "cancelled"
+    assert gate.steps == [0]
+
+
+def test_result_times_out_and_the_job_goes_on(model: Any) -> None:
+    gate = Gate()
+    job = wanlab.submit(model, **SPEC, on_step=gate)
+    assert gate.reached.wait(WAIT)
+    with pytest.raises(TimeoutError):
+        job.result(0.01)
+    gate.opened.set()
+    assert job.result(WAIT).frames.shape == (5, 32, 32, 3)
+
+
+def test_a_second_generate_waits_says_for_what_and_can_be_interrupted(
+    model: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gate = Gate()
+    job = wanlab.submit(model, **SPEC, on_step=gate)
+    assert gate.reached.wait(WAIT)
+    finished = threading.Event()
+    results: list[Any] = []
+
+    def second() -> None:
+        results.append(wanlab.generate(model, **SPEC))
+        finished.set()
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    assert not finished.wait(0.3)
+    gate.opened.set()
+    assert finished.wait(WAIT)
+    thread.join(WAIT)
+    assert np.array_equal(results[0].frames, job.result(WAIT).frames)
+    assert "a red fox" in capsys.readouterr().err
+
+
+def test_a_job_that_waits_for_the_model_can_be_cancelled(model: Any) -> None:
+    with model.lock.hold("a test"):
+        job = wanlab.submit(model, **SPEC)
+        deadline = time.monotonic() + WAIT
+        while job.status == "queued" and time.monotonic() < deadline:
+            time.sleep(0.005)
+        assert job.status == "running"
+        job.cancel()
+        with pytest.raises(Cancelled):
+            job.result(WAIT)
+
+
+def test_a_finished_job_keeps_neither_model_nor_locals(model: Any) -> None:
+    class Big:
+        pass
+
+    def fail(*_: Any) -> None:
+        big = Big()
+        seen.append(weakref.ref(big))
+        raise RuntimeError("full")
+
+    seen: list[Any] = []
+    job = wanlab.submit(model, **SPEC, on_step=fail)
+    with pytest.raises(RuntimeError):
+        job.result(WAIT)
+    gc.collect()
+    assert seen[0]() is None
+    assert job._model is None
