@@ -164,7 +164,8 @@ def run_block(block: Callable[..., Any], streams: Streams) -> Streams:
         temb=streams.modulation["time"],
         image_rotary_emb=streams.rope,
     )
-    return streams.with_tokens(text=text, image=image)
+    # single blocks give slices of one tensor: a graph made for contiguous inputs would not fit them
+    return streams.with_tokens(text=text.contiguous(), image=image.contiguous())
 
 
 def _positions(num_text: int, grid: tuple[int, int, int], device: torch.device) -> Tensor:
