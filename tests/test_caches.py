@@ -1,4 +1,4 @@
-"""The fixed cache: exact where it computes, the counted work equal to the mask, state that forks, nothing left behind."""
+"""The fixed cache: exact where it computes, counted work equal to the mask, state that forks, nothing left behind."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_all_true_is_exact(model: Model) -> None:
 
 
 def test_counted_linear_calls_equal_the_mask(model: Model) -> None:
-    """One expert: exactly the mask. A second expert computes its first forward whatever the mask says, and reports so."""
+    """One expert: exactly the mask. A second expert computes its first forward whatever the mask says, and says so."""
     loop, mask = Loop(model), [True, False, False, True, False, False]
     noise, cache = model.initial_noise(loop.spec), fixed(*mask)
     plain = loop.run(noise)

@@ -164,8 +164,13 @@ def run_block(block: Callable[..., Any], streams: Streams) -> Streams:
         temb=streams.modulation["time"],
         image_rotary_emb=streams.rope,
     )
-    # single blocks give slices of one tensor: a graph made for contiguous inputs would not fit them
-    return streams.with_tokens(text=text.contiguous(), image=image.contiguous())
+    # Single blocks give slices of one tensor, and a graph made for whole ones does not fit those. `contiguous()` would
+    # keep the slice's stride of a batch of 1.
+    return streams.with_tokens(text=_whole(text), image=_whole(image))
+
+
+def _whole(x: Tensor) -> Tensor:
+    return x if x.stride(0) == x[0].numel() else x.clone(memory_format=torch.contiguous_format)
 
 
 def _positions(num_text: int, grid: tuple[int, int, int], device: torch.device) -> Tensor:
