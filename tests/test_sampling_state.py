@@ -92,10 +92,10 @@ def test_files_that_are_no_state_are_refused(tmp_path):
     save_file({"latents": torch.zeros(1)}, path)
     with pytest.raises(WanlabError, match="no sampler state"):
         load_state(path)
-    save_file({"latents": torch.zeros(1)}, path, metadata={"wanlab": "sampler state", "schema": "1"})
+    save_file({"latents": torch.zeros(1)}, path, metadata={"wanlab sampler state": "1"})
     with pytest.raises(WanlabError, match="index"):
         load_state(path)
-    save_file({"latents": torch.zeros(1)}, path, metadata={"wanlab": "sampler state", "schema": "2"})
+    save_file({"latents": torch.zeros(1)}, path, metadata={"wanlab sampler state": "2"})
     with pytest.raises(WanlabError, match="schema 1"):
         load_state(path)
     save_state(start("euler"), path)

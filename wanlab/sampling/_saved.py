@@ -11,19 +11,19 @@ from wanlab.files import atomic_write, header_gate
 from wanlab.sampling._state import SamplerState
 
 SCHEMA = 1
+_KEY = "wanlab sampler state"  # the only key of the metadata: safetensors writes several in no fixed order
 
 
 def save_state(state: SamplerState, path: str | Path) -> None:
     """Write `state` to `path`, at once or not at all; tensors keep their dtype and every bit."""
     tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.to_tensors().items()}
-    atomic_write(Path(path), save(tensors, metadata={"wanlab": "sampler state", "schema": str(SCHEMA)}))
+    atomic_write(Path(path), save(tensors, metadata={_KEY: str(SCHEMA)}))
 
 
 def load_state(path: str | Path) -> SamplerState:
     """Read what `save_state` wrote, on the CPU; raises WanlabError when the file is not that."""
     path = Path(path)
-    metadata = header_gate(path).get("__metadata__", {})
-    if metadata.get("wanlab") != "sampler state" or metadata.get("schema") != str(SCHEMA):
+    if header_gate(path).get("__metadata__", {}).get(_KEY) != str(SCHEMA):
         raise WanlabError(
             f"{path.name} is no sampler state of schema {SCHEMA}", remedy="Save one with wanlab.sampling.save_state."
         )
