@@ -3,6 +3,8 @@ model."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from torch import Tensor
 from tests.tiny import WAN_VAE, tiny_flux, tiny_wan
 from wanlab import models
 from wanlab.errors import WanlabError
-from wanlab.models import Model
+from wanlab.models import Model, _wan_vae
 from wanlab.models._wan_vae import WHOLE_CLIP_BYTES, decode_clip, whole_clip_bytes
 from wanlab.sites import Branch, StepContext
 
@@ -152,10 +154,21 @@ def test_decode_equals_the_pipelines(wan: Pair, flux: Pair) -> None:
     )
 
 
+def raising_at(call: int) -> Callable[[], None]:
+    count = itertools.count()
+
+    def check() -> None:
+        if next(count) == call:
+            raise KeyboardInterrupt
+
+    return check
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("frames", [1, 2, 3, 5])
 @pytest.mark.parametrize("kind", ["2.1", "2.2"])
-def test_whole_clip_decode_equals_chunks(kind: str, frames: int) -> None:
+def test_whole_clip_decode_equals_chunks(kind: str, frames: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one pass and frame by frame, after an interrupt too, and without a trace in diffusers' classes."""
     z = 16 if kind == "2.1" else 48
     config: dict[str, Any] = dict(WAN_VAE)
     if kind == "2.2":
@@ -176,13 +189,21 @@ def test_whole_clip_decode_equals_chunks(kind: str, frames: int) -> None:
         if p.ndim == 1:
             torch.nn.init.normal_(p, 0.1, 0.3)
     latents, forward = torch.randn(2, z, frames, 4, 6), WanResample.forward
-    theirs = vae.decode(latents, return_dict=False)[0]
+    exact = vae.double().decode(latents.double(), return_dict=False)[0]
+    assert relative(decode_clip(vae, latents.double()), exact) <= 1e-12
+    theirs = vae.float().decode(latents, return_dict=False)[0]
     calls: list[int] = []
     ours = decode_clip(vae, latents, lambda: calls.append(1))
     assert ours.shape == theirs.shape
     assert relative(ours, theirs) <= 1e-6
     assert WanResample.forward is forward
     assert len(calls) == len(vae.decoder.up_blocks)
+    monkeypatch.setattr(_wan_vae, "WHOLE_CLIP_BYTES", 0)
+    assert torch.equal(decode_clip(vae, latents), theirs)
+    for stop_at in range(frames):
+        with pytest.raises(KeyboardInterrupt):
+            decode_clip(vae, latents, raising_at(stop_at))
+    assert torch.equal(decode_clip(vae, latents), theirs)
     assert relative(vae.decode(latents.flip(2), return_dict=False)[0], theirs) > 1e-2 or frames == 1
 
 
