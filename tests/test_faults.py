@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import resource
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -115,6 +118,30 @@ def test_interrupted_inside_any_forward(model: Any, fresh: Any, kind: type[BaseE
 
             with site.wrap(count, layer="edit"), pytest.raises(kind):
                 wanlab.generate(model, **SPEC)
+    assert_like_fresh(model, fresh)
+
+
+def test_a_real_interrupt_at_any_moment(model: Any, fresh: Any) -> None:
+    """SIGINT while something is attached, runs or is detached; which instruction it hits is a matter of chance."""
+    seconds, interrupted = wanlab.generate(model, **SPEC).seconds["total"], 0
+    main = threading.main_thread().ident
+    assert main is not None
+    chance = random.Random(0)
+    for _ in range(30):
+        timer = threading.Timer(chance.uniform(0, 1.2 * seconds), signal.pthread_kill, (main, signal.SIGINT))
+        try:
+            timer.start()
+            try:
+                wanlab.generate(model, **SPEC)
+            finally:
+                timer.cancel()
+                timer.join()
+        except KeyboardInterrupt:
+            interrupted += 1
+        assert attached(model) == []
+        assert not model.lock.owner
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert interrupted > 5
     assert_like_fresh(model, fresh)
 
 

@@ -17,7 +17,7 @@ from wanlab import runs, stages
 from wanlab.errors import WanlabError, shorten
 from wanlab.result import Result
 from wanlab.spec import GenerationSpec
-from wanlab.stages import OnStep, Watch
+from wanlab.stages import Interrupts, OnStep, Watch
 
 
 def generate(
@@ -43,7 +43,12 @@ def run(model: Any, spec: GenerationSpec, watch: Watch) -> Result:
     if spec.memory.on_oom == "retry":
         raise WanlabError("memory.on_oom = 'retry' does not exist yet", choices=["fail"])
     started = runs.now()
-    with _held(model, spec, watch), Gauge(model.device, watch) as gauge:
+    with (
+        Interrupts() as interrupts,
+        _held(model, spec, watch, interrupts),
+        Gauge(model.device, watch) as gauge,
+        interrupts.let_through(),
+    ):
         with gauge.stage("text"):
             text = stages.encode_text(model, spec)
         with gauge.stage("conditions"):
@@ -74,18 +79,20 @@ def run(model: Any, spec: GenerationSpec, watch: Watch) -> Result:
 
 
 @contextmanager
-def _held(model: Any, spec: GenerationSpec, watch: Watch) -> Iterator[None]:
+def _held(model: Any, spec: GenerationSpec, watch: Watch, interrupts: Interrupts) -> Iterator[None]:
     """Hold the model's lock; while another thread has it, wait and say for what. Ctrl-C and `cancel` end it."""
     told = False
 
     def waiting(owner: str) -> None:
         nonlocal told
         watch.check()
+        interrupts.check()
         if not told:
             told = True
             sys.stderr.write(f"Waiting for {model.id}, which is busy with {owner}.\n")
 
-    with model.lock.hold(f"generate(prompt={shorten(spec.text.prompt, 60)}, seed={spec.sampling.seed})", waiting):
+    what = f"generate(prompt={shorten(spec.text.prompt, 60)}, seed={spec.sampling.seed})"
+    with model.lock.hold(what, waiting):
         yield
 
 

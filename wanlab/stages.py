@@ -8,6 +8,7 @@ media = post(spec, decode(model, spec, latents))
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections import Counter
@@ -111,6 +112,53 @@ class Watch:
         return Progress(self._stage, self._step, self._num_steps, seconds, eta, fraction)
 
 
+class Interrupts:
+    """Holds Ctrl-C back while something is attached or detached, so that it never falls between doing and noting it.
+
+    `with Interrupts() as interrupts, attach(...), interrupts.let_through():` in one statement: an interrupt acts at
+    once in the body and waits before and after it, until the next `check` or the end. Other threads get none anyway.
+    """
+
+    def __init__(self) -> None:
+        self._waiting = False
+        self._open = False
+        self._previous: Any = None
+
+    def __enter__(self) -> Interrupts:
+        handler = signal.getsignal(signal.SIGINT)
+        if callable(handler) and threading.current_thread() is threading.main_thread():
+            self._previous = handler
+            signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+        self.check()
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if self._open:
+            self._previous(number, frame)
+        else:
+            self._waiting = True
+
+    def check(self) -> None:
+        """Let a waiting interrupt act now."""
+        if self._waiting:
+            self._waiting = False
+            self._previous(signal.SIGINT, None)
+
+    @contextmanager
+    def let_through(self) -> Iterator[None]:
+        """Interrupts act inside, those that waited first."""
+        self._open = True
+        try:
+            self.check()
+            yield
+        finally:
+            self._open = False
+
+
 @torch.no_grad()
 def encode_text(model: Any, spec: GenerationSpec) -> TextEmbeddings:
     """Text embeddings {"prompt": {...}, "negative_prompt": {...}}; the latter only where the guidance needs it."""
@@ -159,7 +207,7 @@ def denoise_recorded(
     batch = state.latents.shape[0]
     text = {name: {key: _share(value, batch) for key, value in part.items()} for name, part in text.items()}
     velocity = velocity_of(model, spec, sampler, text, conditions)
-    with attached(model, asked) as ran:
+    with Interrupts() as interrupts, attached(model, asked) as ran, interrupts.let_through():
         state = sample(sampler, velocity, state, on_step=on_step)
     return state.latents, ran
 
