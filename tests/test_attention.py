@@ -60,7 +60,7 @@ def reference(q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None = None) -> Te
 @pytest.mark.parametrize(("queries", "keys"), [(24, 24), (24, 7), (1, 130)])
 def test_backend_equals_the_reference(name: str, queries: int, keys: int) -> None:
     torch.manual_seed(0)
-    site = AttentionSite("a", "self", ATTENTION.get(name), Layout())
+    site = AttentionSite("a", "self", ATTENTION.get(name), Layout(), 16)
     q, k, v = torch.randn(2, queries, 3, 16), torch.randn(2, keys, 3, 16), torch.randn(2, keys, 3, 16)
     kept = [t.clone() for t in (q, k, v)]
     out = site(q, k, v)
@@ -76,7 +76,7 @@ def test_backend_with_a_mask(name: str, shape: tuple[int, ...]) -> None:
     q, k, v = torch.randn(2, 8, 3, 16), torch.randn(2, 9, 3, 16), torch.randn(2, 9, 3, 16)
     keep = torch.rand(shape) > 0.4
     keep[..., 0] = True
-    site = AttentionSite("a", "self", ATTENTION.get(name), Layout())
+    site = AttentionSite("a", "self", ATTENTION.get(name), Layout(), 16)
     floats = torch.zeros(shape).masked_fill(~keep, -torch.inf)
     for mask in (keep, floats):
         assert torch.allclose(site(q, k, v, mask).double(), reference(q, k, v, keep), atol=2e-6)
@@ -85,7 +85,7 @@ def test_backend_with_a_mask(name: str, shape: tuple[int, ...]) -> None:
 def test_flex_refuses_a_mask() -> None:
     q = torch.randn(1, 4, 1, 16)
     with pytest.raises(WanlabError, match="flex takes no mask"):
-        AttentionSite("a", "cross", ATTENTION.get("flex"), Layout())(q, q, q, torch.ones(4, 4, dtype=torch.bool))
+        AttentionSite("a", "cross", ATTENTION.get("flex"), Layout(), 16)(q, q, q, torch.ones(4, 4, dtype=torch.bool))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -146,6 +146,7 @@ def test_site_says_what_a_kernel_needs(model: Model) -> None:
     with attention.using(model, spy):
         forward(model)
     assert {site.role for site in spy.sites} == ({"self", "cross"} if model.family == "wan" else {"joint"})
+    assert {site.head_dim for site in spy.sites} == {12 if model.family == "wan" else 16}
     assert {site.grid for site in spy.sites} == {(3, 2, 3) if model.family == "wan" else (1, 8, 12)}
     assert {site.text for site in spy.sites} == {(0, 0) if model.family == "wan" else (0, 64)}
 

@@ -113,7 +113,7 @@ class Cache(abc.ABC):
     def state(self) -> dict[str, Tensor]:
         """All state as named tensors, which safetensors can store: residuals, and hits as rows (step, computed)."""
         tensors = {
-            f"residual/{'/'.join(map(str, key))}/{name}": value.clone()
+            f"residual/{'/'.join(map(str, key))}/{name}": value
             for key, residual in self._residuals.items()
             for name, value in residual.items()
         }
@@ -131,7 +131,7 @@ class Cache(abc.ABC):
             if what == "hits":
                 self._hits[key] = {int(step): bool(hit) for step, hit in value.tolist()}
             else:
-                self._residuals.setdefault(key, {})["/".join(rest)] = value.clone()
+                self._residuals.setdefault(key, {})["/".join(rest)] = value
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.options!r})"

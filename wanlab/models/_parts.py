@@ -41,10 +41,6 @@ class ModelPart:
             self._module = self._load()
         return self._module
 
-    def unload(self) -> None:
-        """Forget the network; the next use reads it again."""
-        self._module = None
-
     def __repr__(self) -> str:
         state = "loaded" if self.loaded else "on disk"
         return f"ModelPart({self.name!r}, {self.num_bytes / 1e6:.1f} MB, {state})"

@@ -23,7 +23,7 @@ _ALIVE = 9  # tensors of the largest size that are in memory at once, workspaces
 def decode_clip(vae: Any, latents: Tensor, check: Callable[[], None] | None = None) -> Tensor:
     """Pixels (B, 3, T, H, W) in [-1, 1] from denormalised latents (B, C, t, h, w), on the whole clip where it is small.
 
-    `check` is called between blocks or frames and may raise to stop. A VAE set to tile or slice decodes as it is set to.
+    `check` is called between blocks or frames and may raise to stop. A VAE set to tile or slice does so.
     """
     if vae.use_tiling or vae.use_slicing:
         return vae.decode(latents, return_dict=False)[0]  # type: ignore[no-any-return]

@@ -91,8 +91,9 @@ class Flux(Model):
         return Stack(expert, network, plans, layout, self.lock)
 
     def _plan(self, name: str, kind: str, block: nn.Module, layout: Layout) -> BlockPlan:
-        site = AttentionSite(f"{name}.attn", "joint", sdpa, layout, self.lock)
-        cast(Any, block).attn.set_processor(FluxSiteProcessor(site))
+        attention = cast(Any, block).attn
+        site = AttentionSite(f"{name}.attn", "joint", sdpa, layout, attention.head_dim, self.lock)
+        attention.set_processor(FluxSiteProcessor(site))
         return BlockPlan(name, kind, block, run_block, {"attn": site})
 
     def embed(self, latents: Tensor, ctx: StepContext, branch: Branch) -> Streams:

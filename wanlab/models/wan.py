@@ -63,7 +63,9 @@ class Wan(Model):
         sites: dict[str, AttentionSite] = {}
         for part, role in (("attn1", "self"), ("attn2", "cross")):
             attention = cast(Any, getattr(block, part))
-            site = AttentionSite(f"{name}.{part}", role, sdpa, layout, self.lock)
+            site = AttentionSite(
+                f"{name}.{part}", role, sdpa, layout, attention.inner_dim // attention.heads, self.lock
+            )
             attention.set_processor(WanSiteProcessor(site))
             sites[part] = site
         return BlockPlan(name, "block", block, run_block, sites)

@@ -99,6 +99,7 @@ class Site:
     def wrap(self, fn: Wrapper, layer: str, inside: str | None = None) -> Handle:
         """Attach `fn` at `layer`; within a layer the later one is outer.
 
+        On an attention site the layer "attention" replaces the function: `fn(q, k, v, site, mask)`, without `call`.
         inside="cache" puts a recorder just inside the cache, where it sees only the calls that were really computed.
         Raises WanlabError for a layer that this kind of site does not have, or while another thread uses the model.
         """
@@ -201,13 +202,19 @@ class AttentionSite(Site):
     """
 
     def __init__(
-        self, name: str, role: str, fn: Callable[..., Tensor], layout: Layout, lock: RunLock | None = None
+        self,
+        name: str,
+        role: str,
+        fn: Callable[..., Tensor],
+        layout: Layout,
+        head_dim: int,
+        lock: RunLock | None = None,
     ) -> None:
         super().__init__(name, "attention", fn, lock)
         self.role = role
         """self | cross | image_cross | joint | audio."""
         self.layout = layout
-        self.head_dim = 0
+        self.head_dim = head_dim
         self.fn = fn
         self.chain: tuple[Wrapper, ...] = ()
 
