@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import subprocess
+import sys
 import threading
 import time
 import weakref
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import wanlab
 from tests.tiny import tiny_wan
@@ -197,6 +201,37 @@ def test_a_second_generate_waits_says_for_what_and_can_be_interrupted(
     thread.join(WAIT)
     assert np.array_equal(results[0].frames, job.result(WAIT).frames)
     assert "a red fox" in capsys.readouterr().err
+
+
+def test_denoise_by_hand_waits_too(model: Any) -> None:
+    spec = model.spec(**SPEC)
+    text, conditions = wanlab.encode_text(model, spec), wanlab.encode_conditions(model, spec)
+    gate, results = Gate(), []
+    job = wanlab.submit(model, spec, on_step=gate)
+    assert gate.reached.wait(WAIT)
+    thread = threading.Thread(target=lambda: results.append(wanlab.denoise(model, spec, text, conditions)))
+    thread.start()
+    thread.join(0.2)
+    assert results == []
+    gate.opened.set()
+    thread.join(WAIT)
+    assert torch.equal(results[0], job.result(WAIT).latents)
+
+
+def test_the_process_ends_well_while_a_job_runs(tmp_path: Path) -> None:
+    code = f"""
+import wanlab
+from tests.tiny import tiny_wan
+model = wanlab.load(tiny_wan({str(tmp_path)!r})[1], device="cpu")
+job = wanlab.submit(model, prompt="a", num_steps=10_000, num_frames=33, width=128, height=128)
+while job.progress.step < 2:
+    pass
+print(job)
+"""
+    root = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "running" in done.stdout
 
 
 def test_a_job_that_waits_for_the_model_can_be_cancelled(model: Any) -> None:

@@ -7,17 +7,21 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import queue
 import threading
 import traceback
+import weakref
 from collections.abc import Generator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any, Literal
 
 from wanlab import pipeline
 from wanlab.pipeline import Result
 from wanlab.spec import GenerationSpec
 from wanlab.stages import Cancelled, OnStep, Progress, Watch
+
+_EXIT_SECONDS = 60.0  # that the end of the process waits for the last step
 
 Status = Literal["queued", "running", "done", "failed", "cancelled"]
 
@@ -92,7 +96,7 @@ class Job:
         try:
             result = pipeline.run(self._model, self.spec, self._watch)
         except BaseException as error:  # noqa: BLE001 - it is handed to whoever waits for the job
-            traceback.clear_frames(error.__traceback__)
+            _clear_frames(error)
             self._model = None
             self._future.set_exception(error)
         else:
@@ -101,6 +105,13 @@ class Job:
 
     def __repr__(self) -> str:
         return f"Job({self.status}, {self.progress})"
+
+
+def _clear_frames(error: BaseException | None) -> None:
+    """Empty the frames of an error and of those it came from: their locals would pin the device's memory."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 class _Worker:
@@ -122,6 +133,16 @@ class _Worker:
 
 _workers: dict[str, _Worker] = {}
 _workers_lock = threading.Lock()
+_unfinished: weakref.WeakSet[Job] = weakref.WeakSet()
+
+
+@atexit.register
+def _stop() -> None:
+    """Cancel what still runs: a thread inside torch while the interpreter goes down aborts the process."""
+    jobs = [job for job in _unfinished if not job.done()]
+    for job in jobs:
+        job.cancel()
+    wait([job._future for job in jobs], timeout=_EXIT_SECONDS)
 
 
 def submit(model: Any, spec: GenerationSpec | None = None, *, on_step: OnStep | None = None, **changes: Any) -> Job:
@@ -136,5 +157,6 @@ def submit(model: Any, spec: GenerationSpec | None = None, *, on_step: OnStep | 
     with _workers_lock:
         device = str(model.device)
         worker = _workers.get(device) or _workers.setdefault(device, _Worker(device))
+    _unfinished.add(job)
     worker.put(job)
     return job

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from wanlab import runs, stages
-from wanlab.errors import WanlabError, shorten
+from wanlab.errors import WanlabError
 from wanlab.result import Result
 from wanlab.spec import GenerationSpec
-from wanlab.stages import Interrupts, OnStep, Watch
+from wanlab.stages import Interrupts, OnStep, Watch, held
 
 
 def generate(
@@ -45,7 +45,7 @@ def run(model: Any, spec: GenerationSpec, watch: Watch) -> Result:
     started = runs.now()
     with (
         Interrupts() as interrupts,
-        _held(model, spec, watch, interrupts),
+        held(model, spec, interrupts, watch.check),
         Gauge(model.device, watch) as gauge,
         interrupts.let_through(),
     ):
@@ -76,24 +76,6 @@ def run(model: Any, spec: GenerationSpec, watch: Watch) -> Result:
         pid=os.getpid(),
     )
     return Result(media.frames, latents, spec, record, media.fps)
-
-
-@contextmanager
-def _held(model: Any, spec: GenerationSpec, watch: Watch, interrupts: Interrupts) -> Iterator[None]:
-    """Hold the model's lock; while another thread has it, wait and say for what. Ctrl-C and `cancel` end it."""
-    told = False
-
-    def waiting(owner: str) -> None:
-        nonlocal told
-        watch.check()
-        interrupts.check()
-        if not told:
-            told = True
-            sys.stderr.write(f"Waiting for {model.id}, which is busy with {owner}.\n")
-
-    what = f"generate(prompt={shorten(spec.text.prompt, 60)}, seed={spec.sampling.seed})"
-    with model.lock.hold(what, waiting):
-        yield
 
 
 class Gauge:

@@ -9,6 +9,7 @@ media = post(spec, decode(model, spec, latents))
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
 from collections import Counter
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from wanlab import attention, caches
+from wanlab.errors import shorten
 from wanlab.guidance import predict
 from wanlab.registry import GUIDANCE, SAMPLERS
 from wanlab.sampling import OnStep, Sampler, SamplerState, Velocity, draw, sample
@@ -207,7 +209,12 @@ def denoise_recorded(
     batch = state.latents.shape[0]
     text = {name: {key: _share(value, batch) for key, value in part.items()} for name, part in text.items()}
     velocity = velocity_of(model, spec, sampler, text, conditions)
-    with Interrupts() as interrupts, attached(model, asked) as ran, interrupts.let_through():
+    with (
+        Interrupts() as interrupts,
+        held(model, spec, interrupts),
+        attached(model, asked) as ran,
+        interrupts.let_through(),
+    ):
         state = sample(sampler, velocity, state, on_step=on_step)
     return state.latents, ran
 
@@ -228,6 +235,30 @@ def make_sampler(model: Any, spec: GenerationSpec) -> Sampler:
     """The spec's sampler over the model's noise levels; its later draws depend on seed and step alone."""
     noise = partial(_draw_step, spec.sampling.seed)
     return SAMPLERS.get(spec.sampling.sampler)(model.sigmas(spec), noise)
+
+
+@contextmanager
+def held(
+    model: Any, spec: GenerationSpec, interrupts: Interrupts, check: Callable[[], None] | None = None
+) -> Iterator[None]:
+    """Hold the model's lock, which its holder may take again; while another thread has it, wait and say for what.
+
+    Ctrl-C ends the wait, and so does `check`, which is called meanwhile and may raise.
+    """
+    told = False
+
+    def waiting(owner: str) -> None:
+        nonlocal told
+        interrupts.check()
+        if check is not None:
+            check()
+        if not told:
+            told = True
+            sys.stderr.write(f"Waiting for {model.id}, which is busy with {owner}.\n")
+
+    what = f"generate(prompt={shorten(spec.text.prompt, 60)}, seed={spec.sampling.seed})"
+    with model.lock.hold(what, waiting):
+        yield
 
 
 @contextmanager
