@@ -54,6 +54,12 @@ def _named_backgrounds(height: int, width: int) -> Array:
     return np.ascontiguousarray(images[:, rows][:, :, columns].astype(np.float32))
 
 
+def holds_throughout(claims: Array, min_share: float) -> bool:
+    """True where at least `min_share` of the frames claim it, and more than half of each third of the clip."""
+    thirds = [third for third in np.array_split(claims, 3) if len(third)]
+    return bool(claims.mean() >= min_share and all(third.mean() > 0.5 for third in thirds))
+
+
 def _edge(height: int, width: int) -> Array:
     """(H, W) bool: the frame's edge, without the top left corner."""
     border = max(2, round(_BORDER * min(height, width)))
@@ -71,15 +77,15 @@ def find_background(frames: Array) -> tuple[str | None, Array]:
     named = _named_backgrounds(*frames.shape[1:3])
     edge = _edge(*frames.shape[1:3])
     seen = frames[:, edge]
-    misfits = [float(np.median(np.abs(seen - image[edge]).mean(-1))) for image in named]
-    best = int(np.argmin(misfits))
+    misfits = np.stack([np.median(np.abs(seen - image[edge]).mean(-1), axis=1) for image in named])
+    best = int(np.argmin(np.median(misfits, axis=1)))
     shift = np.median(seen - named[best][edge], axis=1).clip(-40, 40)
     canvas = named[best] + shift[:, None, None, :]
     residual = frames - canvas
     is_canvas = (np.abs(residual).max(-1, keepdims=True) < MIN_CONTRAST / 2).astype(np.float32)
     texture = (residual * is_canvas).sum(0) / (is_canvas.sum(0) + 2)
-    name = list(BACKGROUNDS)[best] if misfits[best] <= _MAX_MISFIT else None
-    return name, canvas + texture
+    is_named = (misfits.argmin(0) == best) & (misfits[best] <= _MAX_MISFIT)
+    return (list(BACKGROUNDS)[best] if holds_throughout(is_named, 0.85) else None), canvas + texture
 
 
 def _spread(mask: Array, wanted: bool) -> Array:
@@ -113,7 +119,7 @@ class Pieces:
         return np.bincount(self.labels, weights=self.ends - self.starts).astype(int)
 
     def frames(self) -> Array:
-        num_frames, height, width = self.shape
+        _, height, width = self.shape
         owner = np.zeros(int(self.labels.max(initial=-1)) + 1, int)
         owner[self.labels] = self.starts // ((height + 1) * (width + 1))
         return owner

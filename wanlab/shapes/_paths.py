@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -27,10 +28,8 @@ class Track:
     y: Array
     log_area: Array
     """NaN where the object is cut by the edge of the picture."""
-    turn: float
-    """Net rotation over the clip, radians."""
-    turn_path: float
-    """Sum of all rotation on the way."""
+    angle: Array
+    """(N,) radians, unwrapped, over the frames that show it whole."""
 
 
 def _smooth(values: Array) -> Array:
@@ -57,9 +56,10 @@ def _legs(values: Array, min_length: float) -> list[float]:
 def _is_torn(track: Track) -> bool:
     """True where the object jumps or changes its size at once, as no motion of this world does."""
     gap = np.diff(track.frame)
-    jump = np.hypot(np.diff(track.x), np.diff(track.y)) > _MAX_STEP * gap
+    pace = max(1.0, 32 / (track.frame[-1] - track.frame[0]))  # short clips show the same motion in fewer frames
+    jump = np.hypot(np.diff(track.x), np.diff(track.y)) > _MAX_STEP * pace * gap
     seen = np.isfinite(track.log_area)
-    leap = np.abs(np.diff(track.log_area[seen])) > _MAX_GROWTH_STEP * np.diff(track.frame[seen])
+    leap = np.abs(np.diff(track.log_area[seen])) > _MAX_GROWTH_STEP * pace * np.diff(track.frame[seen])
     return bool(jump.any() or leap.any())
 
 
@@ -71,6 +71,12 @@ def _winding(x: Array, y: Array) -> tuple[float, float]:
     return float((angle[-1] - angle[0]) / (2 * np.pi)), float(radius.min() / radius.max())
 
 
+def _goes_on(values: Array) -> bool:
+    """True where each third of the frames has a real part in the way from the first value to the last."""
+    marks = values[np.linspace(0, len(values) - 1, 4).round().astype(int)]
+    return bool((np.diff(marks) / (values[-1] - values[0]) > 0.08).all())
+
+
 def _translation(x: Array, y: Array) -> str | None:
     net = np.array([x[-1] - x[0], y[-1] - y[0]])
     axis = int(np.abs(net).argmax())
@@ -80,7 +86,7 @@ def _translation(x: Array, y: Array) -> str | None:
     steps = np.diff(along) * np.sign(net[axis])
     if way < _MOVED or not is_straight or -steps[steps < 0].sum() > 0.15 * way:
         return None
-    if steps.max() > 0.3 * way:
+    if steps.max() > 0.3 * way or not _goes_on(along):
         return None
     return (("moves left", "moves right"), ("moves up", "moves down"))[axis][int(net[axis] > 0)]
 
@@ -91,7 +97,7 @@ def _bounces(x: Array, y: Array) -> bool:
     if height < _MOVED or np.ptp(x) > 0.35 * height:
         return False
     legs = [leg for leg in _legs(y, 0.2 * height) if abs(leg) >= 0.5 * height]
-    return any(fall > 0 > rise for fall, rise in zip(legs, legs[1:], strict=False))
+    return any(fall > 0 > rise for fall, rise in pairwise(legs))
 
 
 def _growth(log_area: Array) -> tuple[str | None, bool]:
@@ -101,7 +107,7 @@ def _growth(log_area: Array) -> tuple[str | None, bool]:
         return None, False
     smooth = _smooth(seen)
     net, extent = smooth[-1] - smooth[0], np.ptp(smooth)
-    if abs(net) >= _GROWN and extent <= 1.15 * abs(net) and np.diff(smooth).max() < 0.5 * extent:
+    if abs(net) >= _GROWN and extent <= 1.15 * abs(net) and _goes_on(smooth):
         return ("grows" if net > 0 else "shrinks"), False
     return None, bool(extent <= _SAME_SIZE)
 
@@ -113,16 +119,17 @@ def name_motion(track: Track) -> str | None:
     x, y = _smooth(track.x), _smooth(track.y)
     extent = max(float(np.ptp(x)), float(np.ptp(y)))
     growth, same_size = _growth(track.log_area)
-    upright = track.turn < _UPRIGHT
+    angle = _smooth(track.angle)
+    turn, turn_path = abs(float(angle[-1] - angle[0])), float(np.abs(np.diff(angle)).sum())
+    upright = turn < _UPRIGHT
     if growth and upright and extent <= 2 * _STILL:
         return growth
     if not same_size:
         return None
+    if extent <= 2 * _STILL and turn >= _TURNED:  # a triangle may turn about another point than its middle
+        return "spins" if turn >= 0.7 * turn_path and _goes_on(angle) else None
     if extent <= _STILL:
-        steady = track.turn >= 0.7 * track.turn_path
-        if track.turn >= _TURNED:
-            return "spins" if steady else None
-        return "stays still" if upright and track.turn_path < 2 * _TURNED else None
+        return "stays still" if upright and turn_path < 2 * _TURNED else None
     if not upright:
         return None
     turns, nearest = _winding(x, y)
