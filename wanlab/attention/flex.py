@@ -23,6 +23,8 @@ def flex(q: Tensor, k: Tensor, v: Tensor, site: AttentionSite, mask: Tensor | No
     if mask is not None:
         raise WanlabError(f"flex takes no mask tensor, and {site.role} attention has one", remedy="Use sdpa there")
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    if q.device.type == "cpu" and torch.compiler.is_compiling():  # torch 2.13's CPU kernel cannot take views
+        q, k, v = (x.contiguous() for x in (q, k, v))
     run = flex_attention if q.device.type == "cpu" or torch.compiler.is_compiling() else _compiled()
     return run(q, k, v).transpose(1, 2)
 
