@@ -26,13 +26,8 @@ _MAX_EXTRA = 0.15  # a second piece larger than this share of the main one makes
 class Objects:
     """What is seen in T frames; masks are (T, H, W), numbers are per frame."""
 
-    background: str | None
-    contrast: Array
-    """(T, H, W) float32 distance to the background."""
     main: Array
     """bool, the largest piece."""
-    colour: Array
-    """(3,) the main object's colour over the clip."""
     is_valid: Array
     """(T,) bool: exactly one piece of a plausible size."""
     is_whole: Array
@@ -41,8 +36,6 @@ class Objects:
     """float32 in [0, 1], softness of the main object's edge."""
     corner: Array | None
     """(H, W) bool: the small second object, None where there is none."""
-    canvas: Array
-    """(T, H, W, 3) float32, the background behind the objects."""
 
 
 @cache
@@ -191,12 +184,11 @@ def _find_corner(contrast: Array) -> Array | None:
     return None
 
 
-def find_objects(frames: Array) -> Objects | None:
+def find_objects(frames: Array, canvas: Array) -> Objects | None:
     """Separate the main object and the small one from the background; None where nothing stands out.
 
-    frames: (T, H, W, 3) float32, 0-255.
+    frames, canvas: (T, H, W, 3) float32, 0-255.
     """
-    background, canvas = find_background(frames)
     contrast = np.sqrt(np.square(frames - canvas).sum(-1))
     corner = _find_corner(contrast)
     near_corner = dilate(dilate(corner)) if corner is not None else np.zeros(contrast.shape[1:], bool)
@@ -214,4 +206,4 @@ def find_objects(frames: Array) -> Objects | None:
     edge[1:-1, 1:-1] = False
     is_cut = (wide & (edge | near_corner)).any((1, 2))
     alpha = ((contrast / (2 * half) - 0.5) * 2 + 0.5).clip(0, 1) * (wide & ~near_corner)
-    return Objects(background, contrast, main, colour, is_valid, is_valid & ~is_cut, alpha, corner, canvas)
+    return Objects(main, is_valid, is_valid & ~is_cut, alpha, corner)

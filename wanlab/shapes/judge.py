@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from wanlab.errors import WanlabError
-from wanlab.shapes._objects import MIN_CONTRAST, Objects, erode, find_objects, holds_throughout
+from wanlab.shapes._objects import MIN_CONTRAST, Objects, dilate, erode, find_background, find_objects, holds_throughout
 from wanlab.shapes._outlines import centroids, name_shape, polar_maps, turning
 from wanlab.shapes._paths import Track, name_motion
 from wanlab.shapes.captions import read_caption
@@ -73,17 +73,17 @@ def _name_colour(frames: Array, cores: Array) -> str | None:
     return list(COLOURS)[winner] if holds_throughout(is_pure, 0.85) else None
 
 
-def _judge_corner(frames: Array, objects: Objects) -> tuple[str | None, str | None]:
-    """Colour and shape of the small second object, from the mean over the frames."""
-    if objects.corner is None:
+def _judge_corner(frames: Array, canvas: Array, corner: Array | None) -> tuple[str | None, str | None]:
+    """Colour and shape of the small second object, from the median over the frames."""
+    if corner is None:
         return None, None
     still = np.median(frames, axis=0)
-    core = erode(objects.corner)
-    colour = np.median(still[core if core.any() else objects.corner], axis=0)
-    canvas = objects.canvas.mean(0)
+    core = erode(corner)
+    colour = np.median(still[core if core.any() else corner], axis=0)
+    canvas = canvas.mean(0)
     reach = np.sqrt(np.square(colour - canvas).sum(-1)).clip(MIN_CONTRAST)
     alpha = ((np.sqrt(np.square(still - canvas).sum(-1)) / reach - 0.5) * 2 + 0.5).clip(0, 1)
-    alpha = alpha * ~erode(erode(~objects.corner))
+    alpha = alpha * dilate(dilate(corner))
     index = int(_name_colours(colour))
     return (list(COLOURS)[index] if index >= 0 else None), name_shape(
         polar_maps(alpha[None]), min_likeness=0.8, min_lead=0.015
@@ -117,10 +117,11 @@ def judge(frames: Array) -> Verdict:
     if len(frames) < _MIN_FRAMES:
         raise WanlabError(f"{len(frames)} frames are too few to see a motion", remedy=f"Pass at least {_MIN_FRAMES}.")
     seen = frames.astype(np.float32)
-    objects = find_objects(seen)
+    background, canvas = find_background(seen)
+    objects = find_objects(seen, canvas)
     if objects is None:
-        return Verdict()
-    return Verdict(*_judge_main(seen, objects), objects.background, *_judge_corner(seen, objects))
+        return Verdict(background=background)
+    return Verdict(*_judge_main(seen, objects), background, *_judge_corner(seen, canvas, objects.corner))
 
 
 def wilson(num_right: int, num: int) -> tuple[float, float]:
