@@ -28,7 +28,7 @@ from pydantic import Field
 
 import wanlab
 from wanlab.errors import WanlabError
-from wanlab.files import atomic_write, read_json, safe_path, sha256_file, writing
+from wanlab.files import atomic_write, read_json, safe_path, sha256_file, sweep, writing
 from wanlab.spec.part import Part
 
 NUMERICS = 1
@@ -146,6 +146,7 @@ def write_run(folder: str | Path, record: RunRecord, artifacts: Mapping[str, Sou
                 part.unlink(missing_ok=True)
     record = record.with_(artifacts=entries)
     _write_record(folder, record)
+    sweep(folder)
     return record
 
 

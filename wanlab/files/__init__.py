@@ -3,7 +3,7 @@
 from wanlab.files._header import header_gate
 from wanlab.files._json import read_json
 from wanlab.files._paths import resource, safe_path, sha256_file
-from wanlab.files._write import PART, atomic_folder, atomic_write, writing
+from wanlab.files._write import PART, atomic_folder, atomic_write, sweep, writing
 
 __all__ = [
     "PART",
@@ -14,5 +14,6 @@ __all__ = [
     "resource",
     "safe_path",
     "sha256_file",
+    "sweep",
     "writing",
 ]

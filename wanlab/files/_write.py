@@ -52,6 +52,13 @@ def atomic_write(path: Path | str, data: bytes | str) -> Path:
     return path
 
 
+def sweep(folder: Path) -> None:
+    """Delete unfinished files that killed processes left in a folder that only this process writes to."""
+    for left in folder.rglob(f"{PART}*"):
+        if left.is_file():
+            left.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def atomic_folder(path: Path | str) -> Iterator[Path]:
     """Build a folder aside (`with atomic_folder(p) as folder:`) that appears at `path` complete, or not at all.
