@@ -21,7 +21,7 @@ PACKAGE = Path(wanlab.__file__).parent
 ORDER = """
 errors registry files workspace spec runs compat catalog video media weights
 sites kernels attention models caches lora memory
-sampling guidance preprocess postprocess stages windows result pipeline jobs
+sampling guidance preprocess postprocess watch stages windows result pipeline jobs
 probe metrics study shapes sweeps reports widgets doctor cli
 """.split()
 LIGHT = "__init__ errors registry files workspace spec runs catalog".split()

@@ -18,7 +18,7 @@ import torch
 
 import wanlab
 from tests.tiny import tiny_wan
-from wanlab.stages import Cancelled
+from wanlab.watch import Cancelled
 
 SPEC = {"prompt": "a red fox", "num_steps": 6, "width": 32, "height": 32, "num_frames": 5, "seed": 1}
 WAIT = 60  # seconds, only ever used up by a failure

@@ -18,8 +18,9 @@ from typing import Any, Literal
 
 from wanlab import pipeline
 from wanlab.pipeline import Result
+from wanlab.sampling import OnStep
 from wanlab.spec import GenerationSpec
-from wanlab.stages import Cancelled, OnStep, Progress, Watch
+from wanlab.watch import Cancelled, Progress, Watch
 
 _EXIT_SECONDS = 60.0  # that the end of the process waits for the last step
 

@@ -16,8 +16,10 @@ import torch
 from wanlab import runs, stages
 from wanlab.errors import WanlabError
 from wanlab.result import Result
+from wanlab.sampling import OnStep
 from wanlab.spec import GenerationSpec
-from wanlab.stages import Interrupts, OnStep, Watch, held
+from wanlab.stages import held
+from wanlab.watch import Interrupts, Watch
 
 
 def generate(
@@ -38,7 +40,7 @@ def full_spec(model: Any, spec: GenerationSpec | None = None, **changes: Any) ->
 
 
 def run(model: Any, spec: GenerationSpec, watch: Watch) -> Result:
-    """`generate` for a full spec and a watcher, who may cancel it; raises `stages.Cancelled` then."""
+    """`generate` for a full spec and a watcher, who may cancel it; raises `watch.Cancelled` then."""
     resolved = spec.resolve(model)
     if spec.memory.on_oom == "retry":
         raise WanlabError("memory.on_oom = 'retry' does not exist yet", choices=["fail"])
