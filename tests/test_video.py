@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import av
@@ -40,6 +43,21 @@ def test_same_frames_make_the_same_bytes(tmp_path: Path) -> None:
     assert first.find(b"moov") < first.find(b"mdat"), "the index comes first, so that a page plays before it has all"
     picture = video.write_image(tmp_path / "a.png", clip()[0], comment="x").read_bytes()
     assert video.write_image(tmp_path / "b.png", clip()[0], comment="x").read_bytes() == picture
+
+
+@pytest.mark.parametrize("lossless", [False, True])
+def test_bytes_do_not_depend_on_memory_never_written(tmp_path: Path, lossless: bool) -> None:
+    """glibc fills fresh memory with another byte in each process; x264's AVX-512 code let such bytes into the file."""
+    code = "import sys, numpy; from wanlab.video import write_video; frames = numpy.load('f.npy')\n"
+    code += f"sys.stdout.buffer.write(write_video(sys.argv[1], frames, 16, lossless={lossless}).read_bytes())"
+    np.save(tmp_path / "f.npy", clip(9))
+    here = str(Path(video.__file__).parents[1])
+    written = set()
+    for fill in ("0", "1", "170", "255"):
+        environment = os.environ | {"MALLOC_PERTURB_": fill, "PYTHONPATH": here}
+        command = [sys.executable, "-c", code, f"{fill}.mp4"]
+        written.add(subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=True).stdout)
+    assert len(written) == 1
 
 
 @pytest.mark.parametrize("name", TEXTS)

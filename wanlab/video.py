@@ -1,11 +1,13 @@
 """Video and picture files: H.264 in mp4 through PyAV, PNG through Pillow, each with a text that travels inside.
 
-The bytes depend on the frames, the settings and the encoder's version alone: one thread, no time stamps.
+On one machine the bytes depend on the frames, the settings and the encoder's version alone: one thread, no time stamps,
+no AVX-512. (Processors of another make may round x264's reciprocals otherwise.)
 """
 
 from __future__ import annotations
 
 import os
+import platform
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +24,11 @@ from wanlab.files import writing
 Frames = NDArray[np.uint8]
 MAX_COMMENT = 16 << 20  # bytes of a comment that are read; a spec is a few kilobytes
 _PNG_KEY = "wanlab"
+# x264's mbtree_propagate_list for AVX-512 takes 8 macroblocks at a time and does not mask those beyond the end of a row.
+# Unless a width fills 8, 16, .. macroblocks, memory never written steers the quantisers there, and equal frames now and
+# then give other bytes. The code up to AVX2 stops at the end. SSE4.2 is on every x86 processor that torch runs on and
+# costs about a tenth more time; other processors have other code and do not know the name.
+_SIMD = {"x264-params": "asm=SSE4.2"} if platform.machine().lower() in ("x86_64", "amd64") else {}
 _PADDED = re.compile(r"(\d+)x(\d+) pixels, padded to (\d+)x(\d+)")
 
 
@@ -53,6 +60,7 @@ def _encode(path: Path, frames: Frames, rate: Fraction, options: dict[str, str],
     lossless = "qp" in options
     padded = frames if lossless else np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     flags = {"movflags": "+faststart", "fflags": "+bitexact"}
+    options = options | _SIMD | {"threads": "1", "flags": "+bitexact"}
     with av.open(os.path.abspath(path), "w", format="mp4", options=flags) as container:
         if comment:
             container.metadata["comment"] = comment
@@ -60,7 +68,7 @@ def _encode(path: Path, frames: Frames, rate: Fraction, options: dict[str, str],
             size = f"{width}x{height} pixels, padded to {padded.shape[2]}x{padded.shape[1]}"
             container.metadata["description"] = size
         codec = "libx264rgb" if lossless else "libx264"
-        stream: Any = container.add_stream(codec, rate=rate, options=options | {"threads": "1", "flags": "+bitexact"})
+        stream: Any = container.add_stream(codec, rate=rate, options=options)
         stream.width, stream.height = padded.shape[2], padded.shape[1]
         stream.pix_fmt = "rgb24" if lossless else "yuv420p"
         context = stream.codec_context
