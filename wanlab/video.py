@@ -24,7 +24,7 @@ from wanlab.files import writing
 Frames = NDArray[np.uint8]
 MAX_COMMENT = 16 << 20  # bytes of a comment that are read; a spec is a few kilobytes
 _PNG_KEY = "wanlab"
-# x264's mbtree_propagate_list for AVX-512 takes 8 macroblocks at a time and does not mask those beyond the end of a row.
+# x264's mbtree_propagate_list for AVX-512 takes 8 macroblocks at a time and does not mask those beyond a row's end.
 # Unless a width fills 8, 16, .. macroblocks, memory never written steers the quantisers there, and equal frames now and
 # then give other bytes. The code up to AVX2 stops at the end. SSE4.2 is on every x86 processor that torch runs on and
 # costs about a tenth more time; other processors have other code and do not know the name.
