@@ -15,6 +15,7 @@ import torch
 import wanlab
 from tests.tiny import tiny_flux, tiny_wan
 from wanlab import result
+from wanlab.errors import WanlabError
 from wanlab.stages import make_sampler
 
 SPEC = {"prompt": "a red fox", "num_steps": 4, "width": 48, "height": 32, "num_frames": 5, "seed": 1}
@@ -141,7 +142,9 @@ def test_an_image(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> N
     assert np.array_equal(opened.frames, image.frames)
     folder = wanlab.open_result(image.save(tmp_path / "run"))
     assert np.array_equal(folder.frames, image.frames)
-    assert image._repr_html_().count("<img") == 1
+    page = image._repr_html_()
+    assert page.count("<img") == 1
+    assert 'width="288" height="192"' in page  # 48x32, enlarged by the browser
 
 
 def test_other_endings_and_other_files_are_refused(clip: Any, tmp_path: Path) -> None:
@@ -171,7 +174,19 @@ def test_the_display_is_small_and_escaped(model: Any) -> None:
     page = named._repr_html_()
     assert "<script" not in page
     assert page.count("<video") == 1
+    assert "image-rendering:pixelated" in page
+    assert "color" not in page
     assert len(page) < 100_000
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"), [((96, 96), (288, 288)), ((32, 48), (192, 288)), ((160, 160), (320, 320)), ((162, 8), (162, 8))]
+)
+def test_small_pictures_are_shown_enlarged(size: tuple[int, int], shown: tuple[int, int]) -> None:
+    for num_frames in (1, 2):
+        page = result.player(np.zeros((num_frames, *size, 3), np.uint8), 16, "black")
+        assert f'width="{shown[1]}" height="{shown[0]}"' in page
+        assert ("pixelated" in page) == (size != shown)
 
 
 @pytest.mark.parametrize(
@@ -188,3 +203,23 @@ def test_a_large_clip_is_shown_smaller(monkeypatch: pytest.MonkeyPatch, limit: i
     sources = [base64.b64decode(s) for s in re.findall(r'src="data:[^,]*,([^"]*)"', page)]
     assert len(sources) == 1
     assert link or len(sources[0]) <= limit
+
+
+def test_a_generation_inside_another_is_refused(model: Any, clip: Any) -> None:
+    """Its cache and kernel would be the outer one's; the next run is as if nothing had happened."""
+    outer = clip.spec.with_(cache={"method": "fixed", "mask": [True, False, True, False]}, attention="math")
+    with pytest.raises(WanlabError, match="in the middle of generate"):
+        wanlab.generate(model, outer, on_step=lambda *_: wanlab.generate(model, clip.spec))
+    assert torch.equal(wanlab.generate(model, clip.spec).latents, clip.latents)
+
+
+@pytest.mark.parametrize("wrong", ["a prompt", {"prompt": "a fox"}, 7])
+def test_anything_but_a_spec_is_refused(model: Any, clip: Any, wrong: Any) -> None:
+    with pytest.raises(WanlabError, match="not a spec"):
+        wanlab.generate(model, wrong)
+    with pytest.raises(WanlabError, match="not a loaded model"):
+        wanlab.submit("wan_tiny", clip.spec)
+
+
+def test_flat_settings_are_accepted_as_they_are(model: Any, clip: Any) -> None:
+    assert wanlab.generate(model, **clip.spec.flat()).spec == clip.spec

@@ -146,14 +146,14 @@ def _stop() -> None:
     wait([job._future for job in jobs], timeout=_EXIT_SECONDS)
 
 
-def submit(model: Any, spec: GenerationSpec | None = None, *, on_step: OnStep | None = None, **changes: Any) -> Job:
+def submit(model: Any, spec: GenerationSpec | None = None, /, *, on_step: OnStep | None = None, **changes: Any) -> Job:
     """Queue a generation on the worker of the model's device and return its `Job` at once.
 
     A spec that is wrong raises WanlabError here, in the cell that made it, not later in the worker.
     `on_step(step, sigma, latents, denoised)` is called in the worker's thread.
     """
     spec = pipeline.full_spec(model, spec, **changes)
-    spec.resolve(model)
+    pipeline.checked(model, spec)
     job = Job(model, spec, on_step)
     with _workers_lock:
         device = str(model.device)

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from wanlab import runs, stages
-from wanlab.errors import WanlabError
+from wanlab.errors import WanlabError, shorten
+from wanlab.models import Model
 from wanlab.result import Result
 from wanlab.sampling import OnStep
 from wanlab.spec import GenerationSpec
@@ -23,7 +24,7 @@ from wanlab.watch import Interrupts, Watch
 
 
 def generate(
-    model: Any, spec: GenerationSpec | None = None, *, on_step: OnStep | None = None, **changes: Any
+    model: Any, spec: GenerationSpec | None = None, /, *, on_step: OnStep | None = None, **changes: Any
 ) -> Result:
     """Make one sample: `generate(model, prompt="...", seed=7)`, or from a spec, or from a spec and changes to it.
 
@@ -34,16 +35,31 @@ def generate(
     return run(model, full_spec(model, spec, **changes), Watch(on_step))
 
 
-def full_spec(model: Any, spec: GenerationSpec | None = None, **changes: Any) -> GenerationSpec:
-    """The spec with `changes`; without a spec, the model's default with `changes`."""
+def full_spec(model: Any, spec: GenerationSpec | None = None, /, **changes: Any) -> GenerationSpec:
+    """The spec with `changes`; without a spec, the model's default with `changes`.
+
+    Raises WanlabError for a model that is not loaded and for anything but a spec.
+    """
+    if not isinstance(model, Model):
+        raise WanlabError(f"{shorten(model)} is not a loaded model", remedy="Pass what wanlab.load(...) returns")
+    if spec is not None and not isinstance(spec, GenerationSpec):
+        raise WanlabError(
+            f"{shorten(spec)} is not a spec",
+            remedy="Name what it is, generate(model, prompt=...), or pass a spec: model.spec(...), result.spec",
+        )
     return model.spec(**changes) if spec is None else spec.with_(**changes)
+
+
+def checked(model: Any, spec: GenerationSpec) -> GenerationSpec:
+    """The resolved spec; raises WanlabError for whatever can be known to be wrong before the run."""
+    if spec.memory.on_oom == "retry":
+        raise WanlabError("memory.on_oom = 'retry' does not exist yet", choices=["fail"])
+    return spec.resolve(model)
 
 
 def run(model: Any, spec: GenerationSpec, watch: Watch) -> Result:
     """`generate` for a full spec and a watcher, who may cancel it; raises `watch.Cancelled` then."""
-    resolved = spec.resolve(model)
-    if spec.memory.on_oom == "retry":
-        raise WanlabError("memory.on_oom = 'retry' does not exist yet", choices=["fail"])
+    resolved = checked(model, spec)
     started = runs.now()
     with (
         Interrupts() as interrupts,

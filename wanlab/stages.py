@@ -82,6 +82,7 @@ def denoise_recorded(
     with (
         Interrupts() as interrupts,
         held(model, spec, interrupts),
+        model.lock.sampling(),
         attached(model, asked) as ran,
         interrupts.let_through(),
     ):

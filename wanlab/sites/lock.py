@@ -22,6 +22,7 @@ class RunLock:
         self._lock = threading.RLock()
         self._holder: int | None = None
         self._depth = 0
+        self._sampling = False
         self.owner = ""
         """What the lock is held for; empty if nobody holds it."""
 
@@ -51,6 +52,23 @@ class RunLock:
         if self._depth == 0:
             self._holder, self.owner = None, ""
         self._lock.release()
+
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """Around one sampling loop, by the thread that holds the lock; a loop inside another one raises WanlabError.
+
+        The inner one would run with the outer one's cache and attention, and leave its own state to the outer one.
+        """
+        if self._sampling:
+            raise WanlabError(
+                f"This model is in the middle of {self.owner or 'a generation'}",
+                remedy="Generate after it, not from its on_step; or load the model a second time",
+            )
+        self._sampling = True
+        try:
+            yield
+        finally:
+            self._sampling = False
 
     @property
     def held_elsewhere(self) -> bool:
