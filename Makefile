@@ -38,6 +38,8 @@ demo: install
 	@echo "Open the lab with: make lab"
 
 test: install
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m pytest $(ARGS)
 
 lab: install
