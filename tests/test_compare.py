@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import ImageFont
 
 import wanlab
 from tests.tiny import tiny_wan
 from wanlab import metrics
-from wanlab.study.side_by_side import composite
+from wanlab.study.side_by_side import _wrap, composite
 
 SPEC = {"prompt": "a red fox", "num_steps": 2, "width": 48, "height": 32, "num_frames": 5, "seed": 1}
 
@@ -40,10 +42,13 @@ def test_rows_measure_against_the_first(clips: list[Any]) -> None:
 
 
 def test_labels_are_the_settings_that_differ(clips: list[Any]) -> None:
-    assert wanlab.compare(*clips[:2]).labels == ["guidance.guidance_scale=5.0", "guidance.guidance_scale=2.0"]
-    labels = wanlab.compare(*clips[:3]).labels
-    assert labels[0] != labels[2]
-    assert "fixed" in labels[2]
+    assert wanlab.compare(*clips[:2]).labels == ["guidance_scale 5.0", "guidance_scale 2.0"]
+    assert wanlab.compare(clips[0], clips[2]).labels == ["cache none", "cache fixed, mask 10"]
+    assert wanlab.compare(*clips[:3]).labels == [
+        "cache none, guidance_scale 5.0",
+        "cache none, guidance_scale 2.0",
+        "cache fixed, mask 10, guidance_scale 5.0",
+    ]
     assert wanlab.compare(clips[0], clips[3]).labels == ["same spec", "same spec"]
 
 
@@ -61,19 +66,50 @@ def test_display_is_small_static_and_escaped(clips: list[Any]) -> None:
     assert "onerror=alert(1)&gt;" in page
     assert "<script" not in page
     assert page.count("<video") == 1
-    assert page.count("<tr>") == 6
-    assert len(page) < 200_000
+    assert page.count("<th>") == 5 + 2  # a column a result, one for the names and one for what they mean
+    assert "color:" not in page  # black on white and white on black are the theme's to choose
+    assert len(page) < 300_000
     assert len(repr(comparison)) < 600
 
 
-def test_composite_keeps_pixels_and_holds_the_last_frame(clips: list[Any]) -> None:
+def test_table_has_units_and_no_line_without_a_value(clips: list[Any]) -> None:
+    page = wanlab.compare(*clips[:2])._repr_html_()
+    assert re.search(r"<td>\d+\.\d dB</td>", page)
+    assert re.search(r"<td>\d+ of 255</td>", page)
+    assert "skipped forwards" not in page
+    assert "skipped forwards" in wanlab.compare(clips[0], clips[2])._repr_html_()
+    assert "PSNR" not in wanlab.compare(clips[0], clips[4])._repr_html_()  # sizes differ
+
+
+def test_composite_enlarges_pixels_and_holds_the_last_frame(clips: list[Any]) -> None:
     frames = composite([c.frames for c in clips], [f"clip {i}" for i in range(5)])
     assert len(frames) == 9
     assert frames.shape[1] % 2 == frames.shape[2] % 2 == 0
-    assert np.array_equal(frames[0, 18:50, :48], clips[0].frames[0])
-    assert np.array_equal(frames[8, 18:50, :48], clips[0].frames[4])
-    assert np.array_equal(frames[3, 18:50, 52:100], clips[1].frames[3])
-    assert not np.array_equal(frames[0, :18, :48], frames[0, :18, 52:100])  # the labels are drawn
+    times, top = 6, 23  # 48x32 pixels as 288x192, below one line of text
+    width, height = 48 * times, 32 * times
+    assert frames.shape[1:3] == (2 * (top + height) + 4, 4 * width + 3 * 4)
+    assert np.array_equal(frames[0, top : top + height : times, :width:times], clips[0].frames[0])
+    assert np.array_equal(frames[8, top + 5 : top + height : times, 5:width:times], clips[0].frames[4])
+    assert np.array_equal(frames[3, top : top + height : times, width + 4 : 2 * width + 4 : times], clips[1].frames[3])
+    assert not np.array_equal(frames[0, :top, :width], frames[0, :top, width + 4 : 2 * width + 4])  # labels are drawn
+
+
+def test_large_clips_are_not_enlarged() -> None:
+    clip = np.zeros((1, 100, 200, 3), np.uint8)
+    assert composite([clip, clip], ["a", "b"]).shape == (1, 124, 404, 3)
+
+
+def test_long_labels_wrap_and_end_in_an_ellipsis() -> None:
+    clip = np.zeros((1, 96, 96, 3), np.uint8)
+    short, long = (composite([clip], [text]).shape[1] for text in ("a", "word " * 12))
+    assert short < long
+    assert composite([clip], ["word " * 500]).shape[1] == composite([clip], ["x" * 5000]).shape[1] == 3 * 19 + 4 + 289
+    font = ImageFont.load_default(15)
+    lines = _wrap("num_steps 20, sampler unipc, cache fixed, mask 10101010 " * 4, 280, font)
+    assert len(lines) == 3
+    assert all(font.getlength(line) <= 280 for line in lines)
+    assert lines[2].endswith("…")
+    assert _wrap("guidance_scale 1.0", 280, font) == ["guidance_scale 1.0"]
 
 
 def test_other_sizes_have_no_distance(clips: list[Any]) -> None:

@@ -22,6 +22,7 @@ from wanlab.spec import GenerationSpec
 EMBED_BYTES = 2_000_000  # of H.264 or image in one display; base64 adds a third
 _MOST_PIXELS = 64_000_000  # of all frames together; encoding more would hold up the cell for a minute
 _PROXY_HEIGHT = 320  # pixels of the smaller copy that is embedded when the clip itself is too large
+_SHOWN_SIDE = 320  # pixels; smaller pictures are shown enlarged a whole number of times, up to this
 _FOLDER, _VIDEO, _IMAGE = "a folder (no ending)", ".mp4", ".png"
 
 Frames = np.ndarray[Any, Any]
@@ -123,17 +124,18 @@ class Result:
 
     def _repr_html_(self) -> str:
         picture = player(self.frames, self.fps, self.spec.text.prompt, self.path)
-        return f'<figure style="margin:0">{picture}<figcaption>{html.escape(self._caption())}</figcaption></figure>'
+        prompt, facts = html.escape(ellipsis(self.spec.text.prompt, 240)), html.escape(self._facts())
+        caption = f'<figcaption>{prompt}<br><small style="opacity:0.7">{facts}</small></figcaption>'
+        return f'<figure style="margin:0">{picture}{caption}</figure>'
 
-    def _caption(self) -> str:
+    def _facts(self) -> str:
         frames, height, width = self.frames.shape[:3]
         size = f"{width}x{height}" + (f", {frames} frames at {self.fps:g}/s" if frames > 1 else "")
-        took = f" · {self.seconds['total']:.1f} s" if "total" in self.seconds else ""
-        prompt = shorten(self.spec.text.prompt, 120)
-        return f"{prompt} · {size} · seed {self.spec.sampling.seed}{took} · spec {self.spec.id}"
+        took = f" · made in {self.seconds['total']:.1f} s" if "total" in self.seconds else ""
+        return f"{size} · seed {self.spec.sampling.seed}{took} · spec {self.spec.id}"
 
     def __repr__(self) -> str:
-        return f"Result({self._caption()})"
+        return f"Result({shorten(self.spec.text.prompt, 120)} · {self._facts()})"
 
 
 def open_result(path: str | Path) -> Result:
@@ -189,11 +191,10 @@ def player(frames: Frames, fps: float, title: str, path: Path | None = None) -> 
     """HTML that shows frames in a notebook and survives saving it: H.264 or an image inside the page, at most 2 MB.
 
     A clip above that is shown as a copy of at most 320 pixels in height; if even that is too large, as its middle
-    frame with a link to `path`, the saved file.
+    frame with a link to `path`, the saved file. Small pictures are enlarged by the browser, without smoothing.
     """
     if len(frames) == 1:
         return _image_tag(frames[0], title)
-    size = f'width="{frames.shape[2]}" height="{frames.shape[1]}"'
     for clip, crf in ((frames, 20), (_shrunk(frames), 30)):
         if clip[..., 0].size > _MOST_PIXELS:
             continue
@@ -201,11 +202,33 @@ def player(frames: Frames, fps: float, title: str, path: Path | None = None) -> 
         if len(data) <= EMBED_BYTES:
             source = f"data:video/mp4;base64,{base64.b64encode(data).decode()}"
             return (
-                f'<video {size} style="max-width:100%;height:auto" controls autoplay loop muted playsinline '
+                f"<video {_shown(frames)} controls autoplay loop muted playsinline "
                 f'title="{html.escape(title, quote=True)}" src="{source}"></video>'
             )
     link = "" if path is None else f'<a href="{html.escape(str(path), quote=True)}">{html.escape(path.name)}</a>'
     return f"<div>{_image_tag(frames[len(frames) // 2], title)}<p>Too long to show here. {link}</p></div>"
+
+
+def enlargement(height: int, width: int) -> int:
+    """How many times a picture of this size is enlarged on a screen, so that its pixels can be seen; 1 from 161 on.
+
+    >>> enlargement(96, 96), enlargement(480, 832)
+    (3, 1)
+    """
+    return max(1, _SHOWN_SIDE // max(height, width))
+
+
+def ellipsis(text: str, limit: int) -> str:
+    """`text` of at most `limit` characters; a cut one ends in "…"."""
+    return text if len(text) <= limit else f"{text[: limit - 1].rstrip()}…"
+
+
+def _shown(frames: Frames) -> str:
+    """Attributes of a tag: the size on the screen. The style alone would not do, as untrusted notebooks lose parts."""
+    height, width = frames.shape[1:3]
+    times = enlargement(height, width)
+    pixelated = ";image-rendering:pixelated" if times > 1 else ""
+    return f'width="{width * times}" height="{height * times}" style="max-width:100%;height:auto{pixelated}"'
 
 
 def _shrunk(frames: Frames) -> Frames:
@@ -230,4 +253,4 @@ def _image_tag(frame: Frames, title: str) -> str:
         if file.tell() <= EMBED_BYTES:
             break
     source = f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
-    return f'<img style="max-width:100%" title="{html.escape(title, quote=True)}" src="{source}">'
+    return f'<img {_shown(frame[None])} title="{html.escape(title, quote=True)}" src="{source}">'

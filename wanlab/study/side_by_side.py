@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,11 +15,16 @@ from PIL import Image, ImageDraw, ImageFont
 
 from wanlab import metrics
 from wanlab.errors import WanlabError, shorten
-from wanlab.result import Result, player
+from wanlab.result import Result, ellipsis, enlargement, player
 
 _COLUMNS = 4  # clips in a row of the composited video
-_STRIP = 18  # pixels of the label above a clip
+_LINES = 3  # of a label above a clip; the table shows all of it
+_LINE = 19  # pixels
+_FONT = 15  # pixels
+_PAD = 4
 _GAP = 4
+_DARK, _LIGHT = (24, 24, 24), (235, 235, 235)
+_VALUE = 60  # characters of a setting's value in a label
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,12 +39,15 @@ class Comparison:
 
     @cached_property
     def labels(self) -> list[str]:
-        """For each result, the settings in which it differs from the first; the first shows its own values of them."""
+        """For each result, the settings in which it differs from the first; the first shows its own values of them.
+
+        A setting is named as in `spec.with_`; an option that the result's method lacks, or that is empty, is left out.
+        """
         diffs = [self.results[0].spec.diff(r.spec) for r in self.results]
         names = sorted({name for diff in diffs for name in diff})
         first = {name: diff[name][0] for diff in diffs for name in diff}
         own = [{name: diff[name][1] if name in diff else first[name] for name in names} for diff in diffs]
-        return [", ".join(f"{name}={shorten(v, 40)}" for name, v in values.items()) or "same spec" for values in own]
+        return [_settings(values) or "same spec" for values in own]
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
@@ -91,55 +100,118 @@ def compare(*results: Result) -> Comparison:
     return Comparison(tuple(results))
 
 
+def _settings(values: dict[str, Any]) -> str:
+    """Dotted names and values as a label: "guidance_scale 1.0", "cache fixed, mask 1010"."""
+    leaves = Counter(name.rpartition(".")[2] for name in values)
+    words = []
+    for name, value in values.items():
+        part, _, leaf = name.rpartition(".")
+        if part in values and value in (None, {}, ()):
+            continue  # an option that this method lacks, or one that says nothing
+        words.append(f"{leaf if leaves[leaf] == 1 else name} {_value(value)}")
+    return ", ".join(words)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list | tuple) and value and all(isinstance(v, bool) for v in value):
+        return ellipsis("".join("01"[v] for v in value), _VALUE)
+    return ellipsis(value if isinstance(value, str) and value.isidentifier() else repr(value), _VALUE)
+
+
 def composite(clips: Sequence[np.ndarray[Any, Any]], labels: Sequence[str]) -> np.ndarray[Any, Any]:
-    """Clips of (T, H, W, 3) in rows of up to four, labelled; a cell is as large as the largest clip; even sizes."""
+    """Clips of (T, H, W, 3) in rows of up to four, labelled; a cell is as large as the largest clip; even sizes.
+
+    Small clips are enlarged a whole number of times, all by the same, so that their labels fit and sizes compare.
+    """
+    times = enlargement(max(c.shape[1] for c in clips), max(c.shape[2] for c in clips))
+    width = max(c.shape[2] for c in clips) * times
+    strips = _strips(labels, width)
+    top = strips[0].shape[0]
+    height = max(c.shape[1] for c in clips) * times + top
     columns = min(len(clips), _COLUMNS)
-    rows = math.ceil(len(clips) / columns)
-    height = max(c.shape[1] for c in clips) + _STRIP
-    width = max(c.shape[2] for c in clips)
     length = max(len(c) for c in clips)
-    size = (rows * (height + _GAP), columns * (width + _GAP))
-    canvas = np.full((length, size[0] + size[0] % 2, size[1] + size[1] % 2, 3), 24, np.uint8)
-    for i, (clip, label) in enumerate(zip(clips, labels, strict=True)):
-        top, left = (i // columns) * (height + _GAP), (i % columns) * (width + _GAP)
-        held = clip[np.minimum(np.arange(length), len(clip) - 1)]
-        canvas[:, top : top + _STRIP, left : left + width] = _label(label, width)
-        canvas[:, top + _STRIP : top + _STRIP + clip.shape[1], left : left + clip.shape[2]] = held
+    size = (math.ceil(len(clips) / columns) * (height + _GAP) - _GAP, columns * (width + _GAP) - _GAP)
+    canvas = np.full((length, size[0] + size[0] % 2, size[1] + size[1] % 2, 3), _DARK, np.uint8)
+    for i, (clip, strip) in enumerate(zip(clips, strips, strict=True)):
+        row, column = (i // columns) * (height + _GAP), (i % columns) * (width + _GAP)
+        held = clip[np.minimum(np.arange(length), len(clip) - 1)].repeat(times, 1).repeat(times, 2)
+        canvas[:, row : row + top, column : column + width] = strip
+        canvas[:, row + top : row + top + held.shape[1], column : column + held.shape[2]] = held
     return canvas
 
 
-def _label(text: str, width: int) -> np.ndarray[Any, Any]:
-    """A strip (18, width, 3) with `text`, cut at the right edge."""
-    strip = Image.new("RGB", (width, _STRIP), (24, 24, 24))
-    ImageDraw.Draw(strip).text((2, 2), text, fill=(235, 235, 235), font=ImageFont.load_default(11))
-    return np.asarray(strip)
+def _strips(labels: Sequence[str], width: int) -> list[np.ndarray[Any, Any]]:
+    """A strip (height, width, 3) for each label, all as high as the longest label needs, at most three lines."""
+    font = ImageFont.load_default(_FONT)
+    wrapped = [_wrap(label, width - 2 * _PAD, font) for label in labels]
+    height = max(map(len, wrapped)) * _LINE + _PAD
+    strips = []
+    for lines in wrapped:
+        strip = Image.new("RGB", (width, height), _DARK)
+        draw = ImageDraw.Draw(strip)
+        for i, line in enumerate(lines):
+            draw.text((_PAD, _PAD // 2 + i * _LINE), line, fill=_LIGHT, font=font)
+        strips.append(np.asarray(strip))
+    return strips
 
 
-_HEADS = {
-    "label": "settings",
-    "psnr": "PSNR, clip (dB)",
-    "psnr_frames": "PSNR, frame mean (dB)",
-    "ssim": "SSIM",
-    "max_abs_diff": "largest difference",
-    "flicker": "flicker",
-    "denoise_seconds": "denoise (s)",
-    "seconds": "total (s)",
-    "skipped_forwards": "skipped forwards",
-}
-_DIGITS = {"psnr": 2, "psnr_frames": 2, "ssim": 4, "flicker": 2, "denoise_seconds": 2, "seconds": 2}
+def _wrap(text: str, width: int, font: Any) -> list[str]:
+    """`text` in at most three lines of at most `width` pixels, broken at spaces where it can be; "…" where cut."""
+    lines, rest = [], text.strip()
+    while rest and len(lines) < _LINES:
+        fits = next((n for n in range(1, len(rest) + 1) if font.getlength(rest[:n]) > width), len(rest) + 1) - 1
+        if fits < len(rest):
+            space = rest.rfind(" ", 0, fits + 1)
+            fits = space if space > 0 else max(fits, 1)
+        lines.append(rest[:fits].rstrip())
+        rest = rest[fits:].lstrip()
+    if rest:
+        last = lines[-1]
+        while last and font.getlength(f"{last}…") > width:
+            last = last[:-1]
+        lines[-1] = f"{last}…"
+    return lines or [""]
+
+
+_LEFT, _SMALL = ' style="text-align:left"', ' style="text-align:left;opacity:0.7"'
+
+
+@dataclass(frozen=True)
+class _Measure:
+    """A line of the table: its name in `rows`, its title, unit, how it is written and what it means."""
+
+    name: str
+    title: str
+    form: str
+    unit: str
+    meaning: str
+
+
+_MEASURES = (
+    _Measure("psnr", "PSNR, clip", ".1f", "dB", "to the first clip, one error over all frames; higher is closer"),
+    _Measure("psnr_frames", "PSNR, frame mean", ".1f", "dB", "the same, frame by frame, then averaged"),
+    _Measure("ssim", "SSIM", ".3f", "", "structural similarity to the first clip; 1 is equal"),
+    _Measure("max_abs_diff", "largest difference", "d", "of 255", "of any pixel from the first clip"),
+    _Measure("flicker", "flicker", ".2f", "of 255", "mean change from frame to frame, motion included; 0 is still"),
+    _Measure("denoise_seconds", "denoising", ".2f", "s", "time in the network and the sampler"),
+    _Measure("seconds", "total", ".2f", "s", "all stages; the first use of a model includes loading it"),
+    _Measure("skipped_forwards", "skipped forwards", "d", "", "of the network, left out by a cache"),
+)
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:
-    head = "".join(f"<th>{html.escape(title)}</th>" for title in _HEADS.values())
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(_cell(name, row[name]))}</td>" for name in _HEADS) + "</tr>" for row in rows
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    """A column a result, a line a measure; lines that no result has a value for are left out."""
+    heads = "".join(f"<th>{html.escape(row['label'])}</th>" for row in rows)
+    body = "".join(_line(line, rows) for line in _MEASURES if any(row[line.name] is not None for row in rows))
+    return f"<table><thead><tr><th></th>{heads}<th></th></tr></thead><tbody>{body}</tbody></table>"
 
 
-def _cell(name: str, value: Any) -> str:
+def _line(line: _Measure, rows: Sequence[dict[str, Any]]) -> str:
+    cells = "".join(f"<td>{html.escape(_cell(line, row[line.name]))}</td>" for row in rows)
+    return f"<tr><th{_LEFT}>{html.escape(line.title)}</th>{cells}<td{_SMALL}>{html.escape(line.meaning)}</td></tr>"
+
+
+def _cell(line: _Measure, value: Any) -> str:
     if value is None:
         return "–"
-    if value == math.inf:
-        return "equal"
-    return f"{value:.{_DIGITS[name]}f}" if name in _DIGITS else str(value)
+    return "equal" if value == math.inf else f"{value:{line.form}} {line.unit}".rstrip()
