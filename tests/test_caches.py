@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -182,3 +183,28 @@ def test_spec_options_are_checked(model: Model) -> None:
         assert nothing is None
     with caches.attach(model, spec.with_(num_steps=2)) as cache:
         assert isinstance(cache, Fixed)
+
+
+def test_branch_masks_name_the_branches_of_the_run(model: Model) -> None:
+    """Wrong names and batched branches are refused before the run, without loading weights."""
+
+    def run(branch: str, **changes: Any) -> Any:
+        masks = {"method": "fixed", "mask": [True, True], "branch_masks": {branch: [True, False]}}
+        return model.spec(num_steps=2, cache=masks, **{"guidance": "cfg", "guidance_scale": 2.0, **changes})
+
+    caches.check(model, run("cond"))
+    caches.check(model, run("uncond"))
+    caches.check(model, model.spec())
+    caches.check(model, run("uncond", guidance={"method": "cfg_interval", "start": 0.5}))
+    for wrong, words in {
+        run("uncnod"): "Choices: cond, uncond. Did you mean 'uncond'",
+        run("uncond", guidance_scale=1.0): "'uncond'. Choices: cond.",
+        run("uncond", guidance={"method": "cfg_interval", "start": 0.5, "stop": 0.5}): "Choices: cond.",
+        run("uncond", batch_branches=True): "batch_branches to False",
+        run("cond+uncond", batch_branches=True): "batch_branches to False",
+        run("cond").with_(num_steps=3): "2 entries for 3 steps",
+    }.items():
+        with pytest.raises(WanlabError, match=re.escape(words)):
+            caches.check(model, wrong)
+        with pytest.raises(WanlabError, match=re.escape(words)), caches.attach(model, wrong):
+            pytest.fail("must not start")

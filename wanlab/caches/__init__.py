@@ -1,5 +1,6 @@
 """Caches: methods that reuse a step's work in later steps, one file each, and the context manager that attaches one.
 
+    caches.check(model, spec)  # before anything runs
     with caches.attach(model, spec) as cache:
         ...
     cache.report()
@@ -13,11 +14,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wanlab.caches._attach import attach
+    from wanlab.caches._attach import attach, check
     from wanlab.caches._cache import Cache, CacheReport
 
-_HOME = {"attach": "_attach", "Cache": "_cache", "CacheReport": "_cache"}
-__all__ = ["Cache", "CacheReport", "attach"]
+_HOME = {"attach": "_attach", "check": "_attach", "Cache": "_cache", "CacheReport": "_cache"}
+__all__ = ["Cache", "CacheReport", "attach", "check"]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from wanlab.caches._cache import Cache
-from wanlab.registry import CACHES
+from wanlab.registry import CACHES, GUIDANCE
+from wanlab.sites import NO_CONDITIONS, StepContext
 from wanlab.spec import GenerationSpec
 
 
@@ -17,10 +18,31 @@ def attach(model: Any, spec: GenerationSpec) -> Iterator[Cache | None]:
 
     Raises WanlabError for options that do not fit the run, before anything runs.
     """
-    if spec.cache.method == "none":
+    cache = _checked(model, spec)
+    if cache is None:
         yield None
         return
-    cache: Cache = CACHES.get(spec.cache.method)(spec.cache.bind())
-    cache.check(spec.sampling.num_steps)
     with cache.attach(model):
         yield cache
+
+
+def check(model: Any, spec: GenerationSpec) -> None:
+    """Raise WanlabError if the spec's cache does not fit the run that it describes; loads no weights."""
+    _checked(model, spec)
+
+
+def _checked(model: Any, spec: GenerationSpec) -> Cache | None:
+    if spec.cache.method == "none":
+        return None
+    cache: Cache = CACHES.get(spec.cache.method)(spec.cache.bind())
+    cache.check(spec, _branches(model, spec))
+    return cache
+
+
+def _branches(model: Any, spec: GenerationSpec) -> set[str]:
+    """Names of the guidance branches that some step of some expert runs, before any batching."""
+    rule = GUIDANCE.get(spec.guidance.method)(spec.guidance, spec.guidance.bind())
+    num_steps = spec.sampling.num_steps
+    text: dict[str, dict[str, Any]] = {"prompt": {}, "negative_prompt": {}}
+    clock = (StepContext(i, num_steps, 1.0, expert=name) for i in range(num_steps) for name in model.experts_present)
+    return {branch.name for ctx in clock for branch in rule.branches(ctx, text, NO_CONDITIONS)}

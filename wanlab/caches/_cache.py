@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from wanlab.sites import Handle, StepContext, Streams
-from wanlab.spec import Part
+from wanlab.spec import GenerationSpec, Part
 
 Key = tuple[str, str, int]
 """(expert, branch, window): every such sequence of forwards has its own state; window is -1 where there is none."""
@@ -55,8 +55,8 @@ class Cache(abc.ABC):
     def signal(self, streams: Streams, ctx: StepContext) -> None:  # noqa: B027 - an optional hook
         """Look at the streams that enter the stack, before `decide`; by default nothing is looked at."""
 
-    def check(self, num_steps: int) -> None:  # noqa: B027 - an optional hook
-        """Raise WanlabError if the options do not fit a run of `num_steps`."""
+    def check(self, spec: GenerationSpec, branches: Collection[str]) -> None:  # noqa: B027 - an optional hook
+        """Raise WanlabError if the options do not fit the spec's run, which has these guidance branches."""
 
     def attach(self, model: Any) -> Handle:
         """Work on all experts of a model until the handle is removed."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
 from wanlab.caches._cache import Cache
-from wanlab.errors import WanlabError
+from wanlab.errors import WanlabError, unknown
 from wanlab.registry import CACHES
 from wanlab.sites import StepContext
-from wanlab.spec import Part
+from wanlab.spec import GenerationSpec, Part
 
 Mask = Annotated[tuple[bool, ...], Field(min_length=1, max_length=10_000)]
 
@@ -25,7 +26,7 @@ class Fixed(Cache):
         mask: Mask
         """One entry a step, True computes; the first is True."""
         branch_masks: dict[str, Mask] = Field(default_factory=dict)
-        """Masks for single guidance branches, e.g. "uncond", instead of `mask`."""
+        """Masks for single guidance branches of the run, e.g. "uncond", instead of `mask`."""
 
         @model_validator(mode="after")
         def _check_masks(self) -> Self:
@@ -37,10 +38,21 @@ class Fixed(Cache):
             return self
 
     def decide(self, ctx: StepContext) -> bool:
-        self.check(ctx.num_steps)
+        self._check_length(ctx.num_steps)
         return self.options.branch_masks.get(ctx.branch, self.options.mask)[ctx.step]
 
-    def check(self, num_steps: int) -> None:
+    def check(self, spec: GenerationSpec, branches: Collection[str]) -> None:
+        self._check_length(spec.sampling.num_steps)
+        masks = self.options.branch_masks
+        if masks and spec.guidance.batch_branches:
+            raise WanlabError(
+                "The cache's branch_masks need branches of their own, and guidance.batch_branches runs them as one",
+                remedy="Give only mask, or set guidance.batch_branches to False",
+            )
+        if wrong := sorted(set(masks) - set(branches)):
+            raise unknown("guidance branch in the cache's branch_masks", wrong[0], branches)
+
+    def _check_length(self, num_steps: int) -> None:
         if len(self.options.mask) != num_steps:
             raise WanlabError(
                 f"The cache's mask has {len(self.options.mask)} entries for {num_steps} steps",
