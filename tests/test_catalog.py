@@ -114,6 +114,32 @@ def test_catalogue_lists_all_and_what_is_here(tmp_path: Path) -> None:
     assert "<table>" in table._repr_html_()
 
 
+def test_an_interrupted_download_is_not_complete(tmp_path: Path) -> None:
+    """Whatever came last: a shard, the index, or a link to a file that is not there yet."""
+    wanted = Definition.of({**MINIMAL, "weights": {"files": ["net/config.json", "net/*.safetensors"]}})
+    shards = [f"net/model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]
+    table = json.dumps({"weight_map": {f"layer.{n}": Path(shard).name for n, shard in enumerate(shards)}})
+    files = {"net/config.json": "{}", "net/model.safetensors.index.json": table, **dict.fromkeys(shards, "x")}
+    (tmp_path / "net").mkdir()
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    assert catalog.missing_files(wanted, tmp_path) == []
+    for name, content in files.items():
+        (tmp_path / name).unlink()
+        assert catalog.missing_files(wanted, tmp_path) == [name]
+        (tmp_path / name).symlink_to(tmp_path / "blob.incomplete")
+        assert catalog.missing_files(wanted, tmp_path) == [name]
+        (tmp_path / name).unlink()
+        (tmp_path / name).write_text(content)
+    (tmp_path / "model_index.json").write_text("{}")
+    (tmp_path / shards[0]).unlink()
+    assert catalog.missing_files(Definition.of(MINIMAL), tmp_path) == [shards[0]]
+    (tmp_path / shards[0]).write_text("x")
+    for damaged in ("", "{", "[]", '{"weight_map": []}'):
+        (tmp_path / "net/model.safetensors.index.json").write_text(damaged)
+        assert catalog.missing_files(wanted, tmp_path) == [], "loading explains it"
+
+
 def test_table_escapes_what_definitions_say() -> None:
     row = catalog.Row(id="a", family="b", title="<img onerror=x>", on_disk=False, size=None, remedy="")
     assert "<img" not in catalog.Catalogue([row])._repr_html_()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import html
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from wanlab.workspace import Workspace, find_workspace
 SCHEMA = 1
 _PACKAGE = Path(__file__).resolve().parent
 _MAX_BYTES = 4 << 20  # a definition is a few kilobytes
+INDEX_BYTES = 16 << 20  # an index of 100,000 tensors is 10 MB
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 
 
 class WeightSource(Part):
@@ -35,7 +38,8 @@ class WeightSource(Part):
     revision: str | None = None
     """Branch, tag or commit of `repo`; None is its default branch."""
     files: tuple[str, ...] = ()
-    """Glob patterns below the folder; each must match at least one file for the checkpoint to be complete."""
+    """Glob patterns below the folder; each must match at least one file for the checkpoint to be complete, and where
+    weights are in shards, all of them."""
 
 
 class Definition(Part):
@@ -180,9 +184,37 @@ def candidates(definition: Definition, workspace: Workspace | None = None) -> li
 
 
 def missing_files(definition: Definition, folder: Path) -> list[str]:
-    """Patterns of the definition's files that match nothing in `folder`; empty if it is complete."""
+    """What `folder` lacks: patterns that match no file, shards that an index names, the index of shards.
+
+    Empty if the folder is complete; an interrupted download, which may end at any file, is not.
+    """
     patterns = definition.weights.files or ("model_index.json",)
-    return [pattern for pattern in patterns if next(folder.glob(pattern), None) is None]
+    found = {pattern: [file for file in folder.glob(pattern) if file.is_file()] for pattern in patterns}
+    missing = [pattern for pattern, files in found.items() if not files]
+    places = {file.parent for files in found.values() for file in files}
+    if not definition.weights.files:
+        places |= {place for place in folder.glob("*") if place.is_dir()}
+    for place in sorted(places):
+        missing += (name.relative_to(folder).as_posix() for name in _missing_shards(place))
+    return missing
+
+
+def _missing_shards(place: Path) -> list[Path]:
+    """Files that a component's folder needs and lacks, because of what its indexes and its shards are called."""
+    indexes = [file for file in place.glob("*.safetensors.index.json") if file.is_file()]
+    if not indexes and (shard := next((f for f in place.glob("*.safetensors") if _SHARD.search(f.name)), None)):
+        return [place / _SHARD.sub(".safetensors.index.json", shard.name)]
+    named = {place / name for index in indexes for name in _shard_names(index)}
+    return sorted(file for file in named if not file.is_file())
+
+
+def _shard_names(index: Path) -> set[str]:
+    """Files that an index names; none if it cannot be read, which `weights.check_folder` explains."""
+    try:
+        table = read_json(index, INDEX_BYTES)
+        return set(map(str, table["weight_map"].values()))
+    except (WanlabError, KeyError, TypeError, AttributeError):
+        return set()
 
 
 def _hub_cache(source: WeightSource) -> list[Path]:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from wanlab.catalog import Definition, candidates, missing_files
+from wanlab.catalog import INDEX_BYTES, Definition, candidates, missing_files
 from wanlab.errors import WanlabError
 from wanlab.files import header_gate, read_json
 from wanlab.workspace import Workspace, find_workspace
@@ -24,7 +24,6 @@ Module = TypeVar("Module", bound=nn.Module)
 Header = dict[str, Any]
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_INDEX_BYTES = 16 << 20  # an index of 100,000 tensors is 10 MB
 _EDGE = 1 << 16  # bytes at both ends of a file that enter the fingerprint
 _READABLE = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}  # formats that need no scale
 _OTHER_MODEL = "The file belongs to another model or is incomplete: download it again with its config.json"
@@ -103,7 +102,7 @@ def check_folder(folder: Path, component: str) -> dict[Path, Header]:
 
 
 def _shards(index: Path) -> list[Path]:
-    table = read_json(index, _INDEX_BYTES)
+    table = read_json(index, INDEX_BYTES)
     names = table.get("weight_map") if isinstance(table, dict) else None
     if not isinstance(names, dict) or not names or not all(isinstance(n, str) for n in names.values()):
         raise WanlabError(f"{index} maps no tensor to a file", remedy="Download this file again")
@@ -174,7 +173,7 @@ class _EmptyOnMeta(TorchFunctionMode):
 
 
 def _build(cls: type[Module], place: Path) -> Module:
-    config = read_json(place / "config.json", _INDEX_BYTES)
+    config = read_json(place / "config.json", INDEX_BYTES)
     try:
         if hasattr(cls, "config_class"):  # transformers
             return cls(cls.config_class.from_dict(config))
