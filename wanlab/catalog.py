@@ -146,7 +146,8 @@ class Catalogue(Sequence[Row]):
 
     def _repr_html_(self) -> str:
         def line(tag: str, cells: Sequence[str]) -> str:
-            return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+            left = ' style="text-align:left"'  # notebooks align to the right, for numbers
+            return "<tr>" + "".join(f"<{tag}{left}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
         return f"<table>{line('th', _HEADS)}{''.join(line('td', _cells(row)) for row in self.rows)}</table>"
 

@@ -263,7 +263,8 @@ class Model(abc.ABC):
     def _repr_html_(self) -> str:
         title = html.escape(self.definition.title or self.id)
         rows = "".join(
-            f"<tr><td>{html.escape(p.name)}</td><td>{p.num_bytes / 1e6:,.1f} MB</td>"
+            f'<tr><td style="text-align:left">{html.escape(p.name)}</td>'
+            f"<td>{p.num_bytes / 1e6:,.1f} MB</td>"
             f"<td>{'loaded' if p.loaded else 'on disk'}</td></tr>"
             for p in self.parts.values()
         )

@@ -173,7 +173,7 @@ def _wrap(text: str, width: int, font: Any) -> list[str]:
     return lines or [""]
 
 
-_LEFT, _SMALL = ' style="text-align:left"', ' style="text-align:left;opacity:0.7"'
+_LEFT, _SMALL = ' style="text-align:left;white-space:nowrap"', ' style="text-align:left;opacity:0.7"'
 
 
 @dataclass(frozen=True)
