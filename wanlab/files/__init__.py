@@ -3,11 +3,10 @@
 from wanlab.files._header import header_gate
 from wanlab.files._json import read_json
 from wanlab.files._paths import resource, safe_path, sha256_file
-from wanlab.files._write import PART, atomic_folder, atomic_write, sweep, writing
+from wanlab.files._write import PART, atomic_write, sweep, sync_folder, writing
 
 __all__ = [
     "PART",
-    "atomic_folder",
     "atomic_write",
     "header_gate",
     "read_json",
@@ -15,5 +14,6 @@ __all__ = [
     "safe_path",
     "sha256_file",
     "sweep",
+    "sync_folder",
     "writing",
 ]
