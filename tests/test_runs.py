@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,6 +47,9 @@ def test_written_run_reads_back_with_hashes(tmp_path: Path) -> None:
     assert runs.artifact(tmp_path / "run", written, "media/a.bin").read_bytes() == b"copied"
     left = [p for p in (tmp_path / "run").rglob("*") if p.name.startswith(".part-")]
     assert not left
+    (tmp_path / "run" / "video.mp4").write_text("MADE")
+    with pytest.raises(WanlabError, match=r"changed.*content"):
+        runs.artifact(tmp_path / "run", written, "video.mp4")
     (tmp_path / "run" / "video.mp4").write_text("other length")
     with pytest.raises(WanlabError, match="changed"):
         runs.artifact(tmp_path / "run", written, "video.mp4")
@@ -102,6 +109,49 @@ def test_kill_between_artifacts_leaves_no_lie(tmp_path: Path, moment: str, again
     assert not [p for p in folder.iterdir() if p.name.startswith(".part-")], "the next run sweeps what was left"
 
 
+def test_a_new_run_removes_what_only_the_older_one_named(tmp_path: Path) -> None:
+    """The user's own files stay, and so does everything while the new record is not there."""
+    folder = tmp_path / "run"
+    runs.write_run(folder, record(), {"video.mp4": b"old", "latents.safetensors": b"old", "media/a.png": b"old"})
+    (folder / "notes.txt").write_text("mine")
+    new = runs.write_run(folder, record(), {"image.png": b"new", "latents.safetensors": b"new"})
+    files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    assert files == ["image.png", "latents.safetensors", "notes.txt", "run.json"]
+    assert runs.read_run(folder) == new
+
+    (tmp_path / "private").write_text("mine")
+    for named in ("../private", "run.json", "notes.txt/x"):
+        foreign = new.with_(artifacts=[{"path": named, "sha256": "0" * 64, "bytes": 1}])
+        (folder / "run.json").write_text(foreign.model_dump_json(by_alias=True))
+        assert runs.write_run(folder, record(), {"image.png": b"new"}).artifacts == new.artifacts[:1]
+    assert (tmp_path / "private").read_text() == (folder / "notes.txt").read_text() == "mine"
+    (folder / "run.json").write_text("{")
+    runs.write_run(folder, record(), {"image.png": b"new"})
+
+
+def test_after_the_older_record_is_gone_only_renames_remain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is full from any moment on leaves the older run or completes the new one."""
+    runs.write_run(tmp_path, record(), {"a.bin": b"old"})
+    real = os.fsync
+    for allowed in range(4):
+        calls = iter([real] * allowed)
+
+        def fsync(handle: int, calls: Iterator[Any] = calls) -> None:
+            try:
+                next(calls)(handle)
+            except StopIteration:
+                raise OSError(errno.ENOSPC, "No space left on device") from None
+
+        before = runs.read_run(tmp_path)
+        monkeypatch.setattr(os, "fsync", fsync)
+        with contextlib.suppress(WanlabError):
+            runs.write_run(tmp_path, record(attempt=2 + allowed), {"a.bin": b"new %d" % allowed})
+        monkeypatch.undo()
+        after = runs.read_run(tmp_path)
+        assert after.attempt == before.attempt if allowed < 2 else after.attempt == 2 + allowed
+        assert runs.artifact(tmp_path, after, "a.bin").exists()
+
+
 def test_error_while_writing_keeps_the_older_run(tmp_path: Path) -> None:
     old = runs.write_run(tmp_path, record(), {"a.bin": b"old"})
 
@@ -124,7 +174,9 @@ def test_running_record_is_alive_until_its_process_or_heart_stops(tmp_path: Path
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     late = (datetime.now(UTC) - timedelta(seconds=61)).isoformat()
-    for changes in ({"pid": dead.pid}, {"heartbeat": late}, {"heartbeat": late, "host": "elsewhere"}):
+    naive = datetime.now(UTC).replace(tzinfo=None).isoformat()
+    beats = [{"heartbeat": text} for text in (late, naive, "", "yesterday", "9" * 5000, "0001-01-01T00:00:00+23:59")]
+    for changes in ({"pid": dead.pid}, {"heartbeat": late, "host": "elsewhere"}, *beats):
         (tmp_path / "run.json").write_text(alive.with_(**changes).model_dump_json(by_alias=True))
         assert runs.read_run(tmp_path).status == "crashed", changes
     (tmp_path / "run.json").write_text(alive.with_(pid=dead.pid, host="elsewhere").model_dump_json(by_alias=True))
@@ -146,6 +198,9 @@ def test_running_record_is_alive_until_its_process_or_heart_stops(tmp_path: Path
         ('{"schema": 1, "statsu": "ok"}', "status"),
         ('{"schema": 1, "peak_bytes": NaN}', "NaN"),
         ('{"schema": 1, "status": "fine"}', "status"),
+        ('{"schema": 1, "status": "running", "pid": 0}', "pid"),
+        ('{"schema": 1, "status": "running", "pid": 4294967296}', "pid"),
+        ('{"schema": 1, "status": "running", "heartbeat": 7}', "heartbeat"),
     ],
 )
 def test_broken_records_are_named(tmp_path: Path, text: str, match: str) -> None:

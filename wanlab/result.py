@@ -6,6 +6,7 @@ import base64
 import html
 import io
 import json
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from PIL import Image
 
 from wanlab import runs, video
 from wanlab.errors import WanlabError, shorten
-from wanlab.files import read_json
+from wanlab.files import header_gate, read_json
 from wanlab.spec import GenerationSpec
 
 EMBED_BYTES = 2_000_000  # of H.264 or image in one display; base64 adds a third
@@ -85,9 +86,10 @@ class Result:
         """Write the sample and return its path; complete or not at all.
 
         "x.mp4" and "x.png" (one frame) carry the spec inside; a path without an ending becomes a run folder with
-        run.json, the picture and the latents. Raises WanlabError for another ending and for a full disk.
+        run.json, the picture and the latents. Raises WanlabError for another ending, for a full disk and for a place
+        that cannot be written.
         """
-        path = Path(path)
+        path = _path(path)
         if path.suffix == _VIDEO:
             return video.write_video(path, self.frames, self.fps, crf=self.spec.output.crf, comment=self._comment())
         if path.suffix == _IMAGE:
@@ -103,8 +105,17 @@ class Result:
 
     def _comment(self) -> str:
         """What travels inside the file: the spec, without prompts if it says so, and the run's id."""
-        spec = self.spec.with_(prompt="", negative_prompt="") if self.spec.output.strip_prompt else self.spec
+        spec = _publishable(self.spec)
         return json.dumps({"wanlab": {"spec": json.loads(spec.to_json()), "run": self.run_id}}, ensure_ascii=False)
+
+    def _published_record(self) -> runs.RunRecord:
+        """The record as it is written: without prompts if the spec says so."""
+        if not self.spec.output.strip_prompt:
+            return self.record
+        record, resolved = self.record.with_(spec=_publishable(self.spec).to_dict()), self.resolved
+        if resolved is None:
+            return record
+        return record.with_(resolved={**record.resolved, "spec": _publishable(resolved).to_dict()})
 
     def _save_folder(self, folder: Path) -> Path:
         from safetensors.torch import save
@@ -113,7 +124,7 @@ class Result:
         artifacts: dict[str, runs.Source] = {picture: self._save_picture}
         if self.latents is not None:
             artifacts["latents.safetensors"] = save({"latents": self.latents.contiguous()})
-        runs.write_run(folder, self.record, artifacts)
+        runs.write_run(folder, self._published_record(), artifacts)
         return folder
 
     def _save_picture(self, path: Path) -> None:
@@ -138,14 +149,32 @@ class Result:
         return f"Result({shorten(self.spec.text.prompt, 120)} · {self._facts()})"
 
 
-def open_result(path: str | Path) -> Result:
-    """A saved result: an mp4 or png that carries its spec, or a run folder, which has latents and timings too.
+def _publishable(spec: GenerationSpec) -> GenerationSpec:
+    """The spec without prompts, if it asks for that."""
+    return spec.with_(prompt="", negative_prompt="") if spec.output.strip_prompt else spec
 
-    Frames of an mp4 have been through H.264. Raises WanlabError for a file without a spec and for a run that did not
-    end well.
+
+def _path(path: Any) -> Path:
+    """A path that a user gave. Raises WanlabError for None, an empty text and what no path can hold."""
+    if not isinstance(path, str | os.PathLike) or not str(path).strip() or "\0" in str(path):
+        raise WanlabError(f"{shorten(path)} is no path", remedy='Give a file or folder, such as "kite.mp4" or "kite".')
+    return Path(path)
+
+
+def open_result(path: str | Path) -> Result:
+    """A saved result: an mp4 or png that carries its spec, or a run folder (or its run.json), which has latents
+    and timings too.
+
+    Frames of an mp4 have been through H.264. Raises WanlabError for a file without a spec, for a run that did not end
+    well and for files that are damaged or cannot be read.
     """
-    path = Path(path)
-    return _open_folder(path) if path.is_dir() else _open_file(path)
+    path = _path(path)
+    if path.name == runs.RUN_JSON:
+        path = path.parent
+    try:
+        return _open_folder(path) if path.is_dir() else _open_file(path)
+    except OSError as error:
+        raise WanlabError(f"Cannot read {path}: {error.strerror or error}", remedy="Check the path.") from error
 
 
 def _open_file(path: Path) -> Result:
@@ -163,8 +192,6 @@ def _open_file(path: Path) -> Result:
 
 
 def _open_folder(folder: Path) -> Result:
-    from safetensors.torch import load_file
-
     record = runs.read_run(folder)
     if record.status != "ok":
         why = f": {record.error.message}" if record.error else ""
@@ -174,9 +201,23 @@ def _open_folder(folder: Path) -> Result:
     frames, fps, _ = _read_picture(runs.artifact(folder, record, picture))
     latents = None
     if "latents.safetensors" in names:
-        latents = load_file(runs.artifact(folder, record, "latents.safetensors"))["latents"]
+        latents = _open_latents(runs.artifact(folder, record, "latents.safetensors"))
     spec = GenerationSpec.from_json(record.spec)
     return Result(frames, latents, spec, record, fps or spec.size.fps or 16.0, folder)
+
+
+def _open_latents(path: Path) -> Any:
+    """The latents (1, C, T, H, W) of a run; raises WanlabError for a damaged file and for one of something else."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    entry = header_gate(path).get("latents")
+    if entry is None or len(entry["shape"]) != 5:
+        raise WanlabError(f"{path} holds no latents (1, C, T, H, W)", remedy="Generate the run again from its spec.")
+    try:
+        return load_file(path)["latents"]
+    except (SafetensorError, KeyError, ValueError) as error:  # KeyError: a format that torch does not have
+        raise WanlabError(f"{path} cannot be read: {error}", remedy="Generate the run again from its spec.") from error
 
 
 def _read_picture(path: Path) -> tuple[Frames, float, str]:

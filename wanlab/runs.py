@@ -10,8 +10,10 @@ Files are the truth: any process may die at any moment, and any other one reads 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
+import math
 import os
 import platform
 import shutil
@@ -28,7 +30,7 @@ from pydantic import Field
 
 import wanlab
 from wanlab.errors import WanlabError
-from wanlab.files import atomic_write, read_json, safe_path, sha256_file, sweep, writing
+from wanlab.files import PART, atomic_write, read_json, safe_path, sha256_file, sweep, sync_folder, writing
 from wanlab.spec.part import Part
 
 NUMERICS = 1
@@ -90,7 +92,7 @@ class RunRecord(Part):
     started: str | None = None
     ended: str | None = None
     host: str = ""
-    pid: int | None = None
+    pid: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     heartbeat: str | None = None
 
 
@@ -105,7 +107,11 @@ def run_id(spec_id: str, fingerprint: str) -> str:
 
 
 def begin_run(folder: str | Path, record: RunRecord) -> RunRecord:
-    """Write `record` as running in this process; `beat` it at least once a minute or others see it as crashed."""
+    """Write `record` as running in this process; `beat` it at least once a minute or others see it as crashed.
+
+    For sweeps, whose workers find out from these records what another worker has in hand and what died in its hands;
+    `generate` and `Result.save` write only runs that ended.
+    """
     time = now()
     record = record.with_(
         status="running", host=socket.gethostname(), pid=os.getpid(), started=record.started or time, heartbeat=time
@@ -115,7 +121,7 @@ def begin_run(folder: str | Path, record: RunRecord) -> RunRecord:
 
 
 def beat(folder: str | Path, record: RunRecord) -> RunRecord:
-    """Tell other processes that a running record is alive."""
+    """Tell other processes that a running record is alive; for the worker of a sweep that began it."""
     record = record.with_(heartbeat=now())
     _write_record(Path(folder), record)
     return record
@@ -125,12 +131,15 @@ def write_run(folder: str | Path, record: RunRecord, artifacts: Mapping[str, Sou
     """Write the artifacts, then `run.json`; returns the record with each file's hash and size.
 
     artifacts: {path below the folder: content}. Everything is written beside its place first, so a process that dies
-    leaves the former run untouched, or (within the renames) a folder without run.json, never one that lies.
+    leaves the former run untouched, or (within the renames) a folder without run.json, never one that lies. Files
+    that only the former run had are deleted at the end.
     Raises `WanlabError` for a path outside the folder and for a full disk.
     """
     folder = Path(folder)
+    assert RUN_JSON not in artifacts, "the record is no artifact"
     places = {name: safe_path(folder, name) for name in artifacts}
-    parts = {name: place.with_name(f".part-{place.name}") for name, place in places.items()}
+    parts = {name: place.with_name(f"{PART}{place.name}") for name, place in places.items()}
+    last = folder / f"{PART}{RUN_JSON}"
     with writing(folder):
         try:
             for name, source in artifacts.items():
@@ -138,24 +147,38 @@ def write_run(folder: str | Path, record: RunRecord, artifacts: Mapping[str, Sou
             entries = [
                 Artifact(path=name, sha256=sha256_file(part), bytes=part.stat().st_size) for name, part in parts.items()
             ]
-            (folder / RUN_JSON).unlink(missing_ok=True)
+            record = record.with_(artifacts=entries)
+            _produce(last, _text(record).encode())
+            former = _listed(folder)
+            (folder / RUN_JSON).unlink(missing_ok=True)  # from here on only renames, which a full disk allows
             for name, part in parts.items():
                 os.replace(part, places[name])
+                sync_folder(places[name].parent)
+            os.replace(last, folder / RUN_JSON)
+            sync_folder(folder)
         finally:
-            for part in parts.values():
+            for part in (*parts.values(), last):
                 part.unlink(missing_ok=True)
-    record = record.with_(artifacts=entries)
-    _write_record(folder, record)
+    for path in former - set(places.values()):
+        with contextlib.suppress(OSError):  # the new run is whole; what cannot be deleted is in nobody's way
+            path.unlink()
     sweep(folder)
     return record
+
+
+def _listed(folder: Path) -> set[Path]:
+    """Files that the folder's present record names; none where there is no readable one."""
+    try:
+        return {safe_path(folder, entry.path) for entry in read_run(folder).artifacts} - {safe_path(folder, RUN_JSON)}
+    except WanlabError:
+        return set()
 
 
 def _produce(part: Path, source: Source) -> None:
     part.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(source, bytes):
-        atomic_write(part, source)
-        return
-    if isinstance(source, Path):
+        part.write_bytes(source)
+    elif isinstance(source, Path):
         shutil.copyfile(source, part)
     else:
         source(part)
@@ -164,7 +187,11 @@ def _produce(part: Path, source: Source) -> None:
 
 
 def _write_record(folder: Path, record: RunRecord) -> None:
-    atomic_write(folder / RUN_JSON, record.model_dump_json(by_alias=True, indent=2) + "\n")
+    atomic_write(folder / RUN_JSON, _text(record))
+
+
+def _text(record: RunRecord) -> str:
+    return record.model_dump_json(by_alias=True, indent=2) + "\n"
 
 
 def read_run(folder: str | Path) -> RunRecord:
@@ -197,10 +224,15 @@ def _is_stale(record: RunRecord) -> bool:
         return False
     if record.host == socket.gethostname() and record.pid is not None and not _is_alive(record.pid):
         return True
-    if record.heartbeat is None:
-        return True
-    age = datetime.now(UTC) - datetime.fromisoformat(record.heartbeat)
-    return age.total_seconds() > STALE_SECONDS
+    return record.heartbeat is None or _age(record.heartbeat) > STALE_SECONDS
+
+
+def _age(time: str) -> float:
+    """Seconds since a time of `now`; infinite for anything else, such as a time without its zone."""
+    try:
+        return (datetime.now(UTC) - datetime.fromisoformat(time)).total_seconds()
+    except (ValueError, TypeError, OverflowError):
+        return math.inf
 
 
 def _is_alive(pid: int) -> bool:
@@ -214,7 +246,7 @@ def _is_alive(pid: int) -> bool:
 
 
 def artifact(folder: str | Path, record: RunRecord, name: str) -> Path:
-    """The path of one of the run's files, checked to be there with the recorded size.
+    """The path of one of the run's files, checked to be there with the recorded size and hash (about 1 s a GB).
 
     Raises `WanlabError` for a name the record does not list and for a file that is missing or has changed.
     """
@@ -228,6 +260,8 @@ def artifact(folder: str | Path, record: RunRecord, name: str) -> Path:
     if path.stat().st_size != entry.bytes:
         found = f"{path.stat().st_size} bytes, not {entry.bytes}"
         raise WanlabError(f"{path} has changed since it was written: {found}", remedy="Run the spec again")
+    if sha256_file(path) != entry.sha256:
+        raise WanlabError(f"{path} has changed since it was written: other content", remedy="Run the spec again")
     return path
 
 

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import secrets
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,7 +47,7 @@ def atomic_write(path: Path | str, data: bytes | str) -> Path:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     return path
 
 
@@ -59,37 +58,7 @@ def sweep(folder: Path) -> None:
             left.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def atomic_folder(path: Path | str) -> Iterator[Path]:
-    """Build a folder aside (`with atomic_folder(p) as folder:`) that appears at `path` complete, or not at all.
-
-    Raises WanlabError if something but an empty folder is at `path`, or if the disk is full.
-    """
-    path = Path(path)
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise WanlabError(f"{path} exists already", remedy="Choose another name or delete it.")
-    temporary = path.parent / f"{PART}{secrets.token_hex(8)}"
-    with writing(path):
-        temporary.mkdir(parents=True)
-        try:
-            yield temporary
-            for here, _, names in os.walk(temporary):
-                for name in names:
-                    _sync_file(os.path.join(here, name))
-                _sync_folder(here)
-            os.rename(temporary, path)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        _sync_folder(path.parent)
-
-
-def _sync_file(path: str) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path | str) -> None:
+def sync_folder(path: Path | str) -> None:
     """Make a rename durable where the system can: Windows and some network drives cannot sync a folder."""
     with contextlib.suppress(OSError):
         handle = os.open(path, os.O_RDONLY)
