@@ -61,6 +61,10 @@ def test_a_wrong_spec_raises_in_the_cell_that_submits(model: Any) -> None:
         wanlab.submit(model, **{**SPEC, "width": 33})
     with pytest.raises(wanlab.WanlabError, match="num_steps"):
         wanlab.submit(model, num_stepz=3)
+    with pytest.raises(wanlab.WanlabError, match="mask"):
+        wanlab.submit(model, **SPEC, cache={"method": "fixed", "mask": [True]})
+    with pytest.raises(wanlab.WanlabError, match="does not exist yet"):
+        wanlab.submit(model, **SPEC, on_oom="retry")
 
 
 @pytest.mark.parametrize("at", [0, 3])

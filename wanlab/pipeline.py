@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from wanlab import runs, stages
+from wanlab import caches, runs, stages
 from wanlab.errors import WanlabError, shorten
 from wanlab.models import Model
 from wanlab.result import Result
@@ -54,7 +54,9 @@ def checked(model: Any, spec: GenerationSpec) -> GenerationSpec:
     """The resolved spec; raises WanlabError for whatever can be known to be wrong before the run."""
     if spec.memory.on_oom == "retry":
         raise WanlabError("memory.on_oom = 'retry' does not exist yet", choices=["fail"])
-    return spec.resolve(model)
+    resolved = spec.resolve(model)
+    caches.check(model, resolved)
+    return resolved
 
 
 def run(model: Any, spec: GenerationSpec, watch: Watch) -> Result:
