@@ -22,7 +22,10 @@ _SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "gif": ".gif", "bmp
 
 
 class MediaStore:
-    """A folder of files called `<sha256>.<ext>`; the same content is stored once. Made when something is put."""
+    """A folder of files called `<sha256>.<ext>`; the same content is stored once. Made when something is put.
+
+    spec.with_(image=MediaStore(folder).put("kite.png"))
+    """
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
@@ -45,7 +48,7 @@ class MediaStore:
         """The stored file. Raises `WanlabError` if it is not in this store or no longer has its content."""
         path = self._stored(ref.sha256)
         if path is None:
-            remedy = "Put it in again: MediaStore.put, or give the file in spec.with_"
+            remedy = "Put the file into this store: MediaStore(folder).put(path)"
             raise WanlabError(f"{ref.name or ref.kind} ({ref.sha256[:12]}) is not stored in {self.root}", remedy=remedy)
         if sha256_file(path) != ref.sha256:
             raise WanlabError(

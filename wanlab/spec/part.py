@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
 from wanlab.errors import WanlabError, shorten
-from wanlab.spec.problems import explain
+from wanlab.spec.problems import STORE, explain
 
 _LARGEST = 2**63  # integers beyond 64 bits have no place in JSON that other programs read
 
@@ -59,6 +59,8 @@ def plain(value: Any, name: str = "") -> Any:
         return {_key(k, name): plain(v, f"{name}.{k}" if name else str(k)) for k, v in value.items()}
     if isinstance(value, list | tuple | range):
         return [plain(v, f"{name}[{i}]") for i, v in enumerate(value)]
+    if getattr(value, "ndim", 0) > 2 or hasattr(value, "convert"):  # frames, or a PIL image
+        raise WanlabError(f"{name or 'The value'} is a {type(value).__name__}, not a MediaRef", remedy=STORE)
     if hasattr(value, "dtype") and hasattr(value, "tolist"):  # numpy or torch, without importing either
         return plain(value.tolist(), name)
     raise WanlabError(

@@ -12,7 +12,7 @@ from wanlab.errors import WanlabError, shorten
 
 _SHOWN = 5  # problems repeated in one message
 
-_STORE = {"MediaRef": "; wanlab.media.MediaStore(folder).put(path) stores a file and gives one"}
+STORE = "Give a MediaRef: wanlab.media.MediaStore(folder).put(...) stores a file, a picture or frames and gives one."
 _REMEDIES: dict[str, Callable[[dict[str, Any]], str]] = {
     "greater_than": lambda c: f"Give more than {c['gt']}",
     "greater_than_equal": lambda c: f"Give {c['ge']} or more",
@@ -26,7 +26,9 @@ _REMEDIES: dict[str, Callable[[dict[str, Any]], str]] = {
     "string_unicode": lambda c: "Give text that UTF-8 can write",
     "tuple_type": lambda c: "Give a list",
     "dict_type": lambda c: "Give a dict",
-    "model_type": lambda c: f"Give a {c['class_name']} or a dict of its fields" + _STORE.get(c["class_name"], ""),
+    "model_type": lambda c: (
+        STORE.rstrip(".") if c["class_name"] == "MediaRef" else f"Give a {c['class_name']} or a dict of its fields"
+    ),
 }
 
 
