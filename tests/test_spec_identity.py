@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -14,7 +15,17 @@ from pydantic import Field
 
 from wanlab.errors import WanlabError
 from wanlab.registry import CACHES, GUIDANCE
-from wanlab.spec import PARTS, GenerationSpec, HashDefault, MediaRef, Part, Unhashed, content, content_id
+from wanlab.spec import (
+    PARTS,
+    GenerationSpec,
+    HashDefault,
+    MediaRef,
+    Part,
+    Unhashed,
+    canonical_json,
+    content,
+    content_id,
+)
 from wanlab.spec import migrations as migrations_module
 from wanlab.spec.part import marker
 
@@ -41,6 +52,23 @@ def test_old_specs_are_read_and_keep_their_ids(path: Path) -> None:
         assert spec.id == entry["id"], entry["about"]
         assert GenerationSpec.from_json(spec.to_json()).id == entry["id"]
         assert content(spec)["model"] == entry["spec"]["model"]
+
+
+def test_what_is_hashed_is_the_same_bytes() -> None:
+    """Nothing of the interpreter enters an id: not its repr, its order of keys or its version."""
+    lines = (GOLDEN / "canonical_v1.jsonl").read_bytes().splitlines()
+    entries = golden(GOLDEN / "spec_v1.json")["specs"]
+    for entry, line in zip(entries, lines, strict=True):
+        assert canonical_json(GenerationSpec.from_json(entry["spec"]).content()) == line, entry["about"]
+        assert hashlib.sha256(line).hexdigest().startswith(entry["id"])
+    numbers = {
+        "b": [1e-7, 1e22, 1e16, 5e-324, 0.1 + 0.2, -0.0, 2**63 - 1, True, None],
+        "a": {"é": {}, "\x7f": "\u2028"},
+    }
+    expected = (
+        b'{"a":{"\x7f":"\\u2028"},"b":[1e-07,1e+22,1e+16,5e-324,0.30000000000000004,0.0,9223372036854775807,true,null]}'
+    )
+    assert canonical_json(numbers) == expected
 
 
 def test_the_newest_golden_file_has_every_field_that_has_no_hash_default() -> None:

@@ -136,10 +136,14 @@ class GenerationSpec(Part):
 
         Known before a model is loaded, but only full specs (from `model.spec()` or `of`) compare. Imports the methods.
         """
+        return content_id(self.content())
+
+    def content(self) -> dict[str, Any]:
+        """What `id` is the hash of: the settings that count, with the methods' options. Imports the methods."""
         payload = content(self)
         for name, part in self.methods().items():
             payload[name] = {**payload.get(name, {}), "options": content(part.bind())}
-        return content_id(payload)
+        return payload
 
     def resolve(self, model: Resolver) -> GenerationSpec:
         """The spec with every `auto` and None made concrete for a loaded model; raises where they disagree."""

@@ -39,9 +39,14 @@ def _canonical(value: Any) -> str:
     return json.dumps(_content_of(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
+def canonical_json(payload: dict[str, Any]) -> bytes:
+    """The one JSON of a record's content: sorted keys, no spaces, ASCII, shortest floats, no empty records."""
+    return _canonical(_without_empty(payload)).encode("ascii")
+
+
 def content_id(payload: dict[str, Any]) -> str:
-    """12 hexadecimal digits of the SHA-256 of the canonical JSON: sorted keys, no spaces, ASCII, no empty records."""
-    return hashlib.sha256(_canonical(_without_empty(payload)).encode("ascii")).hexdigest()[:ID_LENGTH]
+    """12 hexadecimal digits of the SHA-256 of the canonical JSON."""
+    return hashlib.sha256(canonical_json(payload)).hexdigest()[:ID_LENGTH]
 
 
 def _without_empty(payload: dict[str, Any]) -> dict[str, Any]:
