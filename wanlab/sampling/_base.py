@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from wanlab.errors import WanlabError, shorten
+from wanlab.sampling._schedules import NUM_TRAIN_TIMESTEPS, dynamic_mu, dynamic_sigmas, flow_sigmas
 from wanlab.sampling._state import SamplerState
 
 Noise = Callable[[int, torch.Size], Tensor]
 """Fresh noise for a step: `noise(step, shape) -> Tensor`, stateless, so that a run forks and resumes."""
-
-NUM_TRAIN_TIMESTEPS = 1000  # what Wan, Flux and every flow model of diffusers was trained with
 
 
 class Sampler(abc.ABC):
@@ -31,6 +30,11 @@ class Sampler(abc.ABC):
     """Whether `noise` must be given."""
     history_lengths: tuple[int, ...] = (0,)
     """How many tensors a state of this sampler may remember; 0 at the start."""
+
+    # The schedules that model families choose from: what a model is given through the registry.
+    flow_sigmas = staticmethod(flow_sigmas)
+    dynamic_sigmas = staticmethod(dynamic_sigmas)
+    dynamic_mu = staticmethod(dynamic_mu)
 
     def __init__(self, sigmas: Tensor, noise: Noise | None = None, *, dtype: torch.dtype = torch.float32) -> None:
         levels = self._adjust(_check_sigmas(sigmas))

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from wanlab.errors import WanlabError
-from wanlab.sampling._base import NUM_TRAIN_TIMESTEPS
 
+NUM_TRAIN_TIMESTEPS = 1000  # what Wan, Flux and every flow model of diffusers was trained with
 _LOWEST = 1 / NUM_TRAIN_TIMESTEPS
 
 
