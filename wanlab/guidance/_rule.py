@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 
@@ -33,6 +33,9 @@ class Rule(abc.ABC):
 
     `guidance` holds the scales, `options` what only this rule knows.
     """
+
+    tells_network: ClassVar[bool] = False
+    """Whether the network is told the scale, through `Branch.guidance`: only some networks take it."""
 
     class Options(Part):
         """No options."""

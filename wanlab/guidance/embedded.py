@@ -20,6 +20,8 @@ class Embedded(Rule):
     Source: FLUX.1-dev; same arithmetic as diffusers 0.42.1's FluxPipeline.
     """
 
+    tells_network = True
+
     class Options(Part):
         """What comes on top of the embedded scale."""
 
