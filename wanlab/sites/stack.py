@@ -109,6 +109,18 @@ class Stack:
             raise WanlabError(f"No attention of kind {sorted(wanted - present)}", choices=sorted(present))
         return [site for site in sites if site.role in wanted]
 
+    def sites(self) -> Iterator[Site]:
+        """The stack's own site, the blocks', and all attention and linear sites."""
+        yield self.site
+        for entry in self.entries:
+            yield from (entry.site, *entry.attentions.values())
+        yield from self.linears.values()
+
+    def attachments(self) -> list[str]:
+        """What is attached now, as "transformer.blocks.3.attn1: edit"."""
+        named = ((self.name if site is self.site else f"{self.name}.{site.name}", site) for site in self.sites())
+        return [f"{name}: {layer}" for name, site in named for layer in site.layers]
+
     def __len__(self) -> int:
         return len(self.entries)
 
