@@ -4,6 +4,7 @@ model."""
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -298,6 +299,63 @@ def test_settings_without_effect_are_errors(flux: Pair, tmp_path: Path) -> None:
         flux[0].resolve(flux[0].spec(expert_boundary=0.5))
     with pytest.raises(WanlabError, match="one expert"):
         flux[0].resolve(flux[0].spec(guidance_scale_2=2.0))
+
+
+@pytest.mark.parametrize("method", ["cfg", "cfg_interval", "embedded"])
+def test_guidance_is_of_the_kind_that_the_network_takes(wan: Pair, flux: Pair, tmp_path: Path, method: str) -> None:
+    """Refused with the rules of the right kind, before a network is read."""
+    schnell = models.load(tiny_flux(tmp_path, guidance_embeds=False)[1], device="cpu")
+    for model, embeds in ((wan[0], False), (flux[0], True), (schnell, False)):
+        assert model.takes_guidance is embeds
+        if (method == "embedded") == embeds:
+            model.resolve(model.spec(guidance=method))
+            continue
+        with pytest.raises(WanlabError, match="Choices: embedded" if embeds else "Choices: cfg, cfg_interval"):
+            model.resolve(model.spec(guidance=method))
+    assert not any(part.loaded for part in schnell.parts.values())
+
+
+def test_sigmas_start_where_pure_noise_is(wan: Pair, flux: Pair) -> None:
+    """Latents of one's own may start anywhere, so the spec itself is legal."""
+    for model, _ in (wan, flux):
+        low = model.resolve(model.spec(sigmas=[0.8, 0.4, 0.0]))
+        for check in (model.check_start, model.initial_noise):
+            with pytest.raises(WanlabError, match=r"start at 0\.8, .* latents that are noised to 0\.8"):
+                check(low)
+        assert model.sigmas(low).tolist() == [0.8, 0.4, 0.0]
+        model.initial_noise(model.resolve(model.spec(sigmas=[0.95, 0.4, 0.0])))
+    replaced = flux[0].resolve(flux[0].spec(sigmas=[1.0, 0.4, 0.0], flow_shift=2.0))  # here flow_shift says nothing
+    assert flux[0].sigmas(replaced).tolist() == [1.0, 0.4, 0.0]
+
+
+@torch.no_grad()
+def test_a_cut_prompt_warns_once_with_the_counts(wan: Pair, flux: Pair) -> None:
+    """And gives what diffusers' pipelines give, which cut it too."""
+    model, pipeline = wan
+    prompt = "a cat &amp; a dog"  # counted as it is read: unescaped
+    spec = model.spec(prompt=prompt, negative_prompt="b c d e f g h i j", max_text_tokens=6)
+    whole = len(pipeline.tokenizer("a cat & a dog").input_ids)
+    assert model.count_tokens(spec) == {"prompt": whole, "negative_prompt": 10, "limit": 6}
+    with pytest.warns(UserWarning, match=f"prompt has {whole} tokens and negative_prompt has 10 tokens, .* 6") as seen:
+        text = model.encode_text(spec)
+    assert len(seen) == 1
+    theirs = pipeline.encode_prompt(prompt, spec.text.negative_prompt, max_sequence_length=6)
+    assert torch.equal(text["prompt"]["embeds"], theirs[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fits = model.spec(prompt=prompt, negative_prompt="b c", max_text_tokens=whole)
+        model.encode_text(fits)
+        flux[0].encode_text(flux[0].spec(prompt=prompt, negative_prompt="b " * 99))  # which no branch reads
+    assert flux[0].count_tokens(flux[0].spec(prompt=prompt)).keys() == {"prompt", "limit"}
+    with pytest.warns(UserWarning, match="101 tokens, and flux_random reads the first 64"):
+        flux[0].encode_text(flux[0].spec(prompt="b " * 100))
+
+
+def test_models_import_nothing_upward_by_name() -> None:
+    """Samplers and guidance come through the registry."""
+    files = [p for p in Path(models.__file__).parent.glob("*.py") if p.name != "__init__.py"]
+    assert len(files) > 5
+    assert not [p.name for p in files if "importlib" in p.read_text()]
 
 
 def test_resolve_is_concrete_and_idempotent(wan: Pair) -> None:

@@ -6,6 +6,7 @@ import itertools
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -322,3 +323,29 @@ def test_lock_is_reentrant_and_says_who_it_waits_for() -> None:
     thread.join(5)
     assert set(waited) == {"outer"}
     assert lock.owner == ""
+
+
+def test_attachments_lists_what_is_attached_by_hand(model: Model) -> None:
+    """By name and layer, clocks too; nothing afterwards, and nothing is read from disk to say so."""
+    stack = model.stacks["transformer"]
+    entry = stack[1]
+    attention_site = next(iter(entry.attentions.values()))
+    linear = next(iter(entry.linears.values()))
+    assert model.attachments() == []
+    sites = [(stack.site, "recorder"), (entry.site, "cache"), (attention_site, "edit"), (linear, "lora")]
+    with Handle.join([site.wrap(lambda call, *args, **kw: call(*args, **kw), layer) for site, layer in sites]):
+        names = [f"transformer.{entry.name}: cache", f"transformer.{attention_site.name}: edit"]
+        assert model.attachments() == ["transformer: recorder", *names, f"transformer.{linear.name}: lora"]
+    with attention.using(model, "math", blocks=[0], steps=[0]):
+        assert model.attachments() == ["on_begin: _Switch.begin"]
+    with attention.using(model, "math", blocks=[0]):
+        roles = [f"transformer.{site.name}: attention" for site in stack[0].attentions.values()]
+        assert model.attachments() == roles
+    assert model.attachments() == []
+
+
+def test_attachments_reads_no_network(tmp_path: Path) -> None:
+    fresh = models.load(tiny_wan(tmp_path)[1], device="cpu")
+    with fresh.on_begin(print):
+        assert fresh.attachments() == ["on_begin: print"]
+    assert not any(part.loaded for part in fresh.parts.values())

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from wanlab import catalog, weights
-from wanlab.errors import WanlabError
+from wanlab.errors import WanlabError, shorten
+from wanlab.files import read_json
+from wanlab.models._folder import INDEX
 from wanlab.models.base import Model
 from wanlab.registry import FAMILIES
 from wanlab.spec import GenerationSpec
@@ -17,11 +20,13 @@ from wanlab.spec import GenerationSpec
 def load(what: Any, device: str | torch.device = "auto", **weights_changes: Any) -> Model:
     """Find a model's weights and make it ready; networks are read from disk by the first stage that uses them.
 
-    `what`: an id or alias of the catalogue, a definition (dict or JSON path), or a GenerationSpec. `device`: "auto" is
-    the GPU if there is one. `weights_changes`: leaves of the spec's weights part, e.g. dtype="float32".
-    Raises WanlabError for an unknown model or setting, and for weights that are not there, naming files and folder.
+    `what`: an id or alias of the catalogue, a definition (dict or JSON path), or a GenerationSpec. `device`: "cpu",
+    "cuda", "cuda:1", or "auto", the GPU if there is one. `weights_changes`: leaves of the spec's weights part, e.g.
+    dtype="float32".
+    Raises WanlabError for an unknown model or setting, and for weights that are not there, naming files and folder,
+    and for a folder that holds another checkpoint than the one named.
     """
-    definition = catalog.find(what)
+    definition = _find(what)
     family: type[Model] = FAMILIES.get(definition.family)
     base = what if isinstance(what, GenerationSpec) else GenerationSpec.of({**definition.spec, "model": definition.id})
     legal = type(base.weights).model_fields
@@ -31,18 +36,45 @@ def load(what: Any, device: str | torch.device = "auto", **weights_changes: Any)
     return family(definition, weights.locate(definition), pick_device(device), chosen)
 
 
+def _find(what: Any) -> catalog.Definition:
+    """`catalog.find`, with an answer for who passes a checkpoint's folder."""
+    try:
+        return catalog.find(what)
+    except WanlabError:
+        if isinstance(what, str | Path) and (folder := Path(what).expanduser()).is_dir():
+            raise _folder_given(folder) from None
+        raise
+
+
+def _folder_given(folder: Path) -> WanlabError:
+    """A folder alone has neither an id nor default settings: show the definition that makes it a model."""
+    names = FAMILIES.names()
+    index = folder / INDEX
+    listed = read_json(index) if index.is_file() else {}
+    held = listed.get("_class_name") if isinstance(listed, dict) else None
+    family = next((name for name in names if FAMILIES.get(name).pipeline == held), None)
+    if family is None:
+        return WanlabError(
+            f"{folder} is a folder, and its {INDEX} names no pipeline that wanlab reads ({held})",
+            choices=[FAMILIES.get(name).pipeline for name in names],
+            remedy="Give the id of a model, or a definition of a folder in diffusers layout",
+        )
+    wanted = {"id": folder.resolve().name, "family": family, "weights": {"folder": str(folder)}}
+    return WanlabError(
+        f"{folder} is a folder, which has no id and no default settings",
+        remedy=f"Load a definition: wanlab.load({wanted}). Default settings go under its key 'spec'",
+    )
+
+
 def pick_device(device: str | torch.device) -> torch.device:
-    """The device meant by a word; raises WanlabError for one that is not there."""
-    word = str(device)
+    """The device meant by a word; raises WanlabError for any but the CPU and the CUDA devices that are there."""
+    word, num_gpus = str(device), torch.cuda.device_count()
     if word == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-    except RuntimeError as error:
-        raise WanlabError(f"Unknown device {word!r}", choices=("auto", "cpu", "cuda", "cuda:1")) from error
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise WanlabError(f"There is no {word} here", remedy="Use device='auto' or 'cpu'")
-    return found
+    gpus = ["cuda", *(f"cuda:{i}" for i in range(num_gpus))] if num_gpus else []
+    if word not in ("cpu", *gpus):
+        raise WanlabError(f"There is no device {shorten(word)} for a model here", choices=("auto", "cpu", *gpus))
+    return torch.device(word)
 
 
 def skeleton(what: Any, component: str) -> nn.Module:

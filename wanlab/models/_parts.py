@@ -64,5 +64,9 @@ class Stacks(Mapping[str, Stack]):
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 
+    def built(self) -> list[Stack]:
+        """The stacks whose networks were read."""
+        return list(self._stacks.values())
+
     def __len__(self) -> int:
         return len(self._names)

@@ -8,6 +8,7 @@ import torch
 
 from wanlab.attention import resolve as resolve_attention
 from wanlab.errors import WanlabError
+from wanlab.registry import GUIDANCE
 
 if TYPE_CHECKING:
     from wanlab.models.base import Model
@@ -15,13 +16,9 @@ if TYPE_CHECKING:
 
 
 def resolve(model: Model, spec: GenerationSpec) -> GenerationSpec:
-    """The concrete spec. Raises WanlabError for another model, other weights, a size that is not legal, unused
-    settings."""
-    if spec.model not in (model.id, *model.definition.aliases):
-        raise WanlabError(
-            f"The spec is for model {spec.model!r}, and {model.id!r} is loaded",
-            remedy=f"wanlab.load({spec.model!r}), or model.spec(...) for this one",
-        )
+    """The concrete spec. Raises WanlabError for another model, other weights, a size that is not legal, guidance of
+    another kind, unused settings."""
+    spec = model.canonical(spec)
     changes: dict[str, Any] = {
         "weights.dtype": _agree("dtype", spec.weights.dtype, model.dtype),
         "weights.vae_dtype": _agree("vae_dtype", spec.weights.vae_dtype, model.vae_dtype),
@@ -31,6 +28,7 @@ def resolve(model: Model, spec: GenerationSpec) -> GenerationSpec:
     }
     if spec.attention.method == "auto":
         changes["attention"] = resolve_attention("auto", model.device)
+    _check_guidance(model, spec)
     _refuse_unused(model, spec)
     flat = {name: value for name, value in changes.items() if _get(spec, name) != value}
     return spec.with_(**flat) if flat else spec
@@ -71,12 +69,33 @@ def _size(model: Model, spec: GenerationSpec) -> dict[str, Any]:
     for name in ("width", "height", "num_frames", "fps"):
         value = getattr(size, name)
         if value is None:
-            raise WanlabError(f"{name} is not given and {model.id} has no default for it", remedy=f"Give {name}")
+            raise _no_size(model, name)
         found[f"size.{name}"] = value
     for name in ("width", "height"):
         _check(name, getattr(size, name), geometry.pixel_multiple, 0, geometry.max_pixels)
     _check("num_frames", size.num_frames, geometry.frame_stride, 1, geometry.max_frames)
     return found
+
+
+def _no_size(model: Model, name: str) -> WanlabError:
+    """Sizes are concrete in a full spec; a bare GenerationSpec(...) has none of the model's defaults."""
+    default = getattr(model.default_spec.size, name)
+    if default is None:
+        return WanlabError(f"{name} is not given and {model.id} has no default for it", remedy=f"Give {name}")
+    return WanlabError(
+        f"{name} is not given: this spec was not made from the defaults of {model.id}, where it is {default:g}",
+        remedy="Make specs with model.spec(prompt=...); GenerationSpec(...) knows no model's defaults",
+    )
+
+
+def _check_guidance(model: Model, spec: GenerationSpec) -> None:
+    """Raise for a rule that tells the network the scale where the network does not take it, or the reverse."""
+    name = spec.guidance.method
+    if GUIDANCE.get(name).tells_network == model.takes_guidance:
+        return
+    legal = [n for n in GUIDANCE.names() if GUIDANCE.get(n).tells_network == model.takes_guidance]
+    takes = "takes the guidance scale as an input" if model.takes_guidance else "takes no guidance scale as an input"
+    raise WanlabError(f"guidance {name!r} does not fit {model.id}, whose network {takes}", choices=legal)
 
 
 def _check(name: str, value: int, step: int, offset: int, largest: int) -> None:

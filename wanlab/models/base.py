@@ -5,8 +5,8 @@ from __future__ import annotations
 import abc
 import functools
 import html
-import importlib
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from torch import Tensor
 from wanlab import weights
 from wanlab.catalog import Definition
 from wanlab.errors import WanlabError
-from wanlab.files import read_json
+from wanlab.models._folder import EXPERTS, check_architecture, read_config, read_index
 from wanlab.models._parts import ModelPart, Stacks
 from wanlab.models._resolve import resolve
 from wanlab.registry import GUIDANCE, SAMPLERS
@@ -29,7 +29,8 @@ from wanlab.spec import GenerationSpec
 
 TextEmbeddings = dict[str, dict[str, Tensor]]
 """{"prompt": {"embeds": (B, L, D), ...}, "negative_prompt": {...}}; the second only where guidance needs it."""
-EXPERTS = ("transformer", "transformer_2")
+START_SIGMA = 0.9
+"""Noise level below which pure noise is no start: the network would see more noise than it is told of."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -64,6 +65,8 @@ class Model(abc.ABC):
     """
 
     family: ClassVar[str]
+    pipeline: ClassVar[str]
+    """The diffusers pipeline whose folders this family reads, as model_index.json names it."""
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
     accepts: ClassVar[tuple[str, ...]] = ()
     """Leaves of the spec's media part that this family uses."""
@@ -78,10 +81,10 @@ class Model(abc.ABC):
         self.dtype = _concrete_dtype(chosen.dtype, device)
         self.vae_dtype = _concrete_dtype(chosen.vae_dtype, device)
         self.lock = RunLock()
-        index = read_json(folder / "model_index.json")
-        self.index: dict[str, Any] = {k: v for k, v in index.items() if not k.startswith("_") and v != [None, None]}
+        self.index = read_index(type(self), definition, folder)
         self.experts_present = tuple(name for name in EXPERTS if name in self.index)
         self.parts = {name: self._part(name) for name in (*self.encoders, *self.experts_present, "vae")}
+        check_architecture(self)
         self.stacks = Stacks(self.experts_present, self._build_stack)
         self._hooks: list[Callable[[StepContext], None]] = []
 
@@ -114,12 +117,17 @@ class Model(abc.ABC):
         """A diffusers component's configuration, with its class's defaults for what the file leaves out."""
         signature = inspect.signature(self.component_class(component).__init__)
         defaults = {p.name: p.default for p in signature.parameters.values() if p.default is not p.empty}
-        return {**defaults, **read_json(self.folder / component / "config.json")}
+        return {**defaults, **read_config(self, component)}
 
     @functools.cached_property
     @abc.abstractmethod
     def geometry(self) -> Geometry:
         """Strides and legal sizes, from the configurations alone."""
+
+    @property
+    def takes_guidance(self) -> bool:
+        """Whether the network is told the guidance scale; the rules of the other kind are refused."""
+        return False
 
     @property
     @abc.abstractmethod
@@ -134,8 +142,22 @@ class Model(abc.ABC):
         return self.spec()
 
     def spec(self, **changes: Any) -> GenerationSpec:
-        """A full spec: the model's defaults, then `changes`."""
-        return GenerationSpec.of({**self.definition.spec, "model": self.id}, **changes)
+        """A full spec: the model's defaults, then `changes`; an alias given as `model` becomes the id."""
+        return self.canonical(GenerationSpec.of({**self.definition.spec, "model": self.id}, **changes))
+
+    def canonical(self, spec: GenerationSpec) -> GenerationSpec:
+        """The spec with this model's id in place of an alias, so that both have one `spec.id`.
+
+        Raises WanlabError for a spec of another model.
+        """
+        if spec.model == self.id:
+            return spec
+        if spec.model not in self.definition.aliases:
+            raise WanlabError(
+                f"The spec is for model {spec.model!r}, and {self.id!r} is loaded",
+                remedy=f"wanlab.load({spec.model!r}), or model.spec(...) for this one",
+            )
+        return spec.with_(model=self.id)
 
     def resolve(self, spec: GenerationSpec) -> GenerationSpec:
         """The spec with every `auto` and None made concrete; raises WanlabError where it disagrees with this model."""
@@ -145,11 +167,11 @@ class Model(abc.ABC):
         """Noise levels (num_steps + 1,) float64 on the CPU, from noise to data: the spec's own, else the schedule's."""
         if spec.sampling.sigmas is not None:
             return torch.tensor(spec.sampling.sigmas, dtype=torch.float64)
-        return self._schedule(importlib.import_module(SAMPLERS.package), spec)
+        return self._schedule(SAMPLERS.get(spec.sampling.sampler), spec)
 
-    def _schedule(self, schedules: Any, spec: GenerationSpec) -> Tensor:
-        """The family's schedule, made with a function of `schedules`, the samplers' package."""
-        sigmas: Tensor = schedules.flow_sigmas(spec.sampling.num_steps, spec.sampling.flow_shift)
+    def _schedule(self, sampler: Any, spec: GenerationSpec) -> Tensor:
+        """The family's schedule, by one of those that the sampler's class has."""
+        sigmas: Tensor = sampler.flow_sigmas(spec.sampling.num_steps, spec.sampling.flow_shift)
         return sigmas
 
     def timestep(self, sigma: float | Tensor) -> float | Tensor:
@@ -171,9 +193,22 @@ class Model(abc.ABC):
         return g.channels, frames, size.height // g.pixel_stride, size.width // g.pixel_stride
 
     def initial_noise(self, spec: GenerationSpec, batch: int = 1) -> Tensor:
-        """Noise (B, C, T, H, W), float32 on the model's device: drawn on the CPU, as diffusers' pipeline draws it."""
+        """Noise (B, C, T, H, W), float32 on the model's device: drawn on the CPU, as diffusers' pipeline draws it.
+
+        Raises WanlabError as `check_start` does.
+        """
+        self.check_start(spec)
         generator = torch.Generator("cpu").manual_seed(spec.sampling.seed)
         return torch.randn((batch, *self.latent_shape(spec)), generator=generator).to(self.device)
+
+    def check_start(self, spec: GenerationSpec) -> None:
+        """Raise WanlabError for explicit sigmas that start too low for pure noise; latents of one's own may."""
+        sigmas = spec.sampling.sigmas
+        if sigmas is not None and sigmas[0] < START_SIGMA:
+            raise WanlabError(
+                f"sigmas start at {sigmas[0]:g}, and a generation starts from pure noise, which is at 1",
+                remedy=f"Start at {START_SIGMA} to 1, or pass denoise latents that are noised to {sigmas[0]:g}",
+            )
 
     # The clock and the forward
 
@@ -192,6 +227,16 @@ class Model(abc.ABC):
         """Tell every attachment where the run is; called before each forward."""
         for hook in tuple(self._hooks):
             hook(ctx)
+
+    def attachments(self) -> list[str]:
+        """Everything attached now, "transformer.blocks.3.attn1: edit"; reads no network.
+
+        A generation attaches what its spec asks for and detaches it again, so before and after one this lists what
+        was attached by hand, which no spec records.
+        """
+        hooks = [getattr(hook.func, "__qualname__", type(hook.func).__name__) for hook in self._hooks]
+        sites = [text for stack in self.stacks.built() for text in stack.attachments()]
+        return [*(f"on_begin: {name}" for name in hooks), *sites]
 
     @abc.abstractmethod
     def _build_stack(self, expert: str) -> Stack:
@@ -220,16 +265,31 @@ class Model(abc.ABC):
     def _encode(self, prompt: str, num_tokens: int) -> dict[str, Tensor]:
         """Embeddings of one prompt, padded or cut to `num_tokens`."""
 
+    @abc.abstractmethod
+    def _count_tokens(self, prompt: str) -> int:
+        """Tokens of the whole prompt as `_encode` reads it, before it is cut."""
+
+    def count_tokens(self, spec: GenerationSpec) -> dict[str, int]:
+        """Tokens of every prompt that the spec's guidance uses, and "limit": what lies beyond it is not read.
+
+        {"prompt": n, "negative_prompt": n, "limit": m}
+        """
+        spec = self.resolve(spec)
+        counts = {name: self._count_tokens(prompt) for name, prompt in _prompts(spec).items()}
+        return {**counts, "limit": spec.text.max_text_tokens}
+
     @torch.no_grad()
     def encode_text(self, spec: GenerationSpec) -> TextEmbeddings:
-        """Embeddings of the prompt and, where the spec's guidance uses it, of the negative prompt."""
+        """Embeddings of the prompt and, where the spec's guidance uses it, of the negative prompt.
+
+        Prompts of more than max_text_tokens tokens are cut, as in diffusers' pipelines, with one warning.
+        """
         spec = self.resolve(spec)
-        num_tokens = spec.text.max_text_tokens
-        text = {"prompt": self._encode(spec.text.prompt, num_tokens)}
-        rule = GUIDANCE.get(spec.guidance.method)(spec.guidance, spec.guidance.bind())
-        if rule.needs_negative(spec.sampling.num_steps):
-            text["negative_prompt"] = self._encode(spec.text.negative_prompt, num_tokens)
-        return text
+        limit = spec.text.max_text_tokens
+        counts = self.count_tokens(spec)
+        if cut := [f"{name} has {n} tokens" for name, n in counts.items() if n > limit]:
+            warnings.warn(f"Text is cut: {' and '.join(cut)}, and {self.id} reads the first {limit}", stacklevel=3)
+        return {name: self._encode(prompt, limit) for name, prompt in _prompts(spec).items()}
 
     def encode_conditions(self, spec: GenerationSpec, window: int | None = None, previous: Any = None) -> Conditions:
         """What steers the network besides text; nothing for text-to-video and text-to-image."""
@@ -269,6 +329,13 @@ class Model(abc.ABC):
             for p in self.parts.values()
         )
         return f"<b>{title}</b> ({html.escape(self.id)}) on {self.device}, {_word(self.dtype)}<table>{rows}</table>"
+
+
+def _prompts(spec: GenerationSpec) -> dict[str, str]:
+    """The prompts that the spec's guidance uses, by their names."""
+    rule = GUIDANCE.get(spec.guidance.method)(spec.guidance, spec.guidance.bind())
+    negative = {"negative_prompt": spec.text.negative_prompt} if rule.needs_negative(spec.sampling.num_steps) else {}
+    return {"prompt": spec.text.prompt, **negative}
 
 
 def _concrete_dtype(word: str, device: torch.device) -> torch.dtype:

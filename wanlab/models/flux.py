@@ -15,10 +15,12 @@ import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 from einops import rearrange
 from torch import Tensor, nn
-from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
+from transformers import CLIPTextModel, T5EncoderModel
 
 from wanlab.attention.sdpa import sdpa
 from wanlab.errors import WanlabError
+from wanlab.models._processor import SiteProcessor
+from wanlab.models._tokenizer import count_tokens, load_tokenizer
 from wanlab.models.base import Geometry, Model
 from wanlab.registry import FAMILIES
 from wanlab.sites import AttentionSite, BlockPlan, Branch, Layout, Stack, StepContext, Streams
@@ -38,6 +40,7 @@ class Flux(Model):
     """Text to image by FluxTransformer2DModel, T5, CLIP and AutoencoderKL."""
 
     family = "flux"
+    pipeline = "FluxPipeline"
     encoders = ("text_encoder", "text_encoder_2")
 
     @classmethod
@@ -56,28 +59,32 @@ class Flux(Model):
             max_frames=1,
         )
 
+    @functools.cached_property
+    def takes_guidance(self) -> bool:
+        return bool(self.config("transformer")["guidance_embeds"])
+
     @property
     def text_tokens(self) -> int:
         return 512
 
     def resolve(self, spec: GenerationSpec) -> GenerationSpec:
-        default = self.default_spec.sampling.flow_shift
-        if "dynamic_shift" in self.constants and spec.sampling.flow_shift != default:
+        sampling, default = spec.sampling, self.default_spec.sampling.flow_shift
+        if "dynamic_shift" in self.constants and sampling.sigmas is None and sampling.flow_shift != default:
             raise WanlabError(
-                f"flow_shift = {spec.sampling.flow_shift} has no effect: {self.id} shifts by the size of the image",
-                remedy="Leave flow_shift out, or give sigmas",
+                f"flow_shift = {sampling.flow_shift} has no effect: {self.id} shifts by the size of the image",
+                remedy="Leave flow_shift out, or give sigmas, which replace the schedule",
             )
         return super().resolve(spec)
 
-    def _schedule(self, schedules: Any, spec: GenerationSpec) -> Tensor:
+    def _schedule(self, sampler: Any, spec: GenerationSpec) -> Tensor:
         """Levels 1 to 1/num_steps, shifted by the number of tokens, or by flow_shift for checkpoints without that."""
         known, mu = self.constants.get("dynamic_shift"), math.log(spec.sampling.flow_shift)
         if known is not None:
             _, _, height, width = self.latent_shape(spec)
             tokens = (known["base_image_seq_len"], known["max_image_seq_len"])
             shifts = (known["base_shift"], known["max_shift"])
-            mu = schedules.dynamic_mu(height * width // _PACK**2, tokens, shifts)
-        return cast(Tensor, schedules.dynamic_sigmas(spec.sampling.num_steps, mu))
+            mu = sampler.dynamic_mu(height * width // _PACK**2, tokens, shifts)
+        return cast(Tensor, sampler.dynamic_sigmas(spec.sampling.num_steps, mu))
 
     def _build_stack(self, expert: str) -> Stack:
         network, layout = self.parts[expert].module, Layout()
@@ -105,7 +112,7 @@ class Flux(Model):
         text, pooled = (self._share(branch.text[key], batch) for key in ("embeds", "pooled"))
         time = self._scaled(ctx.timestep, batch) / 1000
         parts = [time * 1000, pooled]
-        if network.config.guidance_embeds:
+        if self.takes_guidance:
             if branch.guidance is None:
                 raise WanlabError(f"{self.id} takes guidance as an input", remedy="Use the guidance method 'embedded'")
             parts.insert(1, self._scaled(branch.guidance, batch) * 1000)
@@ -136,8 +143,12 @@ class Flux(Model):
     def tokenizers(self) -> tuple[Any, Any]:
         """CLIP's and T5's tokenizer."""
         folders = (self.folder / "tokenizer", self.folder / "tokenizer_2")
-        clip, t5 = (AutoTokenizer.from_pretrained(folder, local_files_only=True) for folder in folders)
+        clip, t5 = (load_tokenizer(folder) for folder in folders)
         return clip, t5
+
+    def _count_tokens(self, prompt: str) -> int:
+        """T5's; CLIP reads what fits its 77, here as in FluxPipeline."""
+        return count_tokens(self.tokenizers[1], prompt)
 
     def _encode(self, prompt: str, num_tokens: int) -> dict[str, Tensor]:
         """T5's hidden states (1, num_tokens, D) and CLIP's pooled ones (1, P); no mask, as FluxPipeline has none."""
@@ -183,14 +194,8 @@ def _positions(num_text: int, grid: tuple[int, int, int], device: torch.device) 
     return torch.cat([torch.zeros(num_text, 3, device=device), image.flatten(0, 1)])
 
 
-class FluxSiteProcessor:
+class FluxSiteProcessor(SiteProcessor):
     """Flux's attention with the function taken from a site: projections and RoPE as in diffusers' FluxAttnProcessor."""
-
-    _attention_backend = None
-    _parallel_config = None
-
-    def __init__(self, site: AttentionSite) -> None:
-        self.site = site
 
     def __call__(
         self,

@@ -14,9 +14,11 @@ from typing import Any, cast
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import Tensor, nn
-from transformers import AutoTokenizer, UMT5EncoderModel
+from transformers import UMT5EncoderModel
 
 from wanlab.attention.sdpa import sdpa
+from wanlab.models._processor import SiteProcessor
+from wanlab.models._tokenizer import count_tokens, load_tokenizer
 from wanlab.models._wan_vae import decode_clip
 from wanlab.models.base import Geometry, Model
 from wanlab.registry import FAMILIES
@@ -30,6 +32,7 @@ class Wan(Model):
     """Text to video by WanTransformer3DModel, UMT5 and AutoencoderKLWan."""
 
     family = "wan"
+    pipeline = "WanPipeline"
 
     @classmethod
     def component_class(cls, component: str) -> Any:
@@ -102,7 +105,10 @@ class Wan(Model):
     @functools.cached_property
     def tokenizer(self) -> Any:
         """The text encoder's tokenizer."""
-        return AutoTokenizer.from_pretrained(self.folder / "tokenizer", local_files_only=True)
+        return load_tokenizer(self.folder / "tokenizer")
+
+    def _count_tokens(self, prompt: str) -> int:
+        return count_tokens(self.tokenizer, clean_prompt(prompt))
 
     def _encode(self, prompt: str, num_tokens: int) -> dict[str, Tensor]:
         """UMT5's last hidden states (1, num_tokens, D), zero after the prompt's end."""
@@ -138,14 +144,8 @@ def clean_prompt(prompt: str) -> str:
     return re.sub(r"\s+", " ", html.unescape(html.unescape(prompt)).strip()).strip()
 
 
-class WanSiteProcessor:
+class WanSiteProcessor(SiteProcessor):
     """Wan's attention with the function taken from a site: projections and RoPE as in diffusers' WanAttnProcessor."""
-
-    _attention_backend = None
-    _parallel_config = None
-
-    def __init__(self, site: AttentionSite) -> None:
-        self.site = site
 
     def __call__(
         self,

@@ -31,7 +31,8 @@ class GenerationSpec(Part):
 
     Settings are named flat (`num_steps`), dotted (`sampling.num_steps`) or nested (`sampling={"num_steps": 8}`); a
     method's option is `cache.threshold`, or `cache__threshold` where an identifier is needed. Naming a method
-    (`cache="fixed"`) drops the options of the earlier one. `model.spec(...)` makes one from the model's defaults.
+    (`cache="fixed"`) drops the options of the earlier one. `model.spec(...)` makes a full one,
+    from the model's defaults; `GenerationSpec(...)` alone does not know them, and a model refuses its open sizes.
     """
 
     schema_version: Annotated[int, Unhashed()] = Field(SCHEMA, alias="schema", ge=SCHEMA, le=SCHEMA)

@@ -1,0 +1,90 @@
+"""Is this folder the checkpoint that the definition means? Read from its JSON files alone, before any weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wanlab.errors import WanlabError, shorten
+from wanlab.files import read_json
+from wanlab.spec import plain
+
+if TYPE_CHECKING:
+    from wanlab.catalog import Definition
+    from wanlab.models.base import Model
+
+EXPERTS = ("transformer", "transformer_2")
+INDEX = "model_index.json"
+
+
+def read_index(family: type[Model], definition: Definition, folder: Path) -> dict[str, Any]:
+    """Components of `folder` by name, as its model_index.json lists them.
+
+    Raises WanlabError unless they are of the family's pipeline and classes, and those that the definition describes.
+    """
+    index = _object(folder / INDEX)
+    if (held := index.get("_class_name")) != family.pipeline:
+        raise WanlabError(
+            f"{folder} holds a {held}, and the family {family.family!r} reads a {family.pipeline}",
+            remedy=f"Correct the family or the weights' folder in the definition of {definition.id}",
+        )
+    present = {name: entry for name, entry in index.items() if not name.startswith("_") and entry != [None, None]}
+    for name in dict.fromkeys((*family.encoders, EXPERTS[0], "vae", *definition.architecture)):
+        if name not in present:
+            raise WanlabError(
+                f"{folder / INDEX} lists no {name}, which {definition.id} needs", remedy=_remedy(definition)
+            )
+    for name in (*family.encoders, *(n for n in EXPERTS if n in present), "vae"):
+        _check_class(folder / INDEX, name, present[name], family.component_class(name).__name__)
+    if definition.architecture and (more := [n for n in EXPERTS if n in {*present} - {*definition.architecture}]):
+        raise WanlabError(
+            f"{folder / INDEX} lists {more[0]}, which {definition.id} does not have", remedy=_remedy(definition)
+        )
+    return present
+
+
+def check_architecture(model: Model) -> None:
+    """Raise WanlabError where a component's configuration differs from the definition's architecture.
+
+    A transformers configuration is compared in the keys that it holds: what it leaves out shows in the weights' shapes.
+    """
+    for component, architecture in model.definition.architecture.items():
+        if component not in model.parts:
+            continue
+        found = model.config(component)
+        for key, value in architecture.items():
+            if key in found and plain(found[key]) != plain(value):
+                raise WanlabError(
+                    f"{model.folder / component / 'config.json'} says {key} = {shorten(found[key], 60)}, "
+                    f"and {component} of {model.id} has {shorten(value, 60)}",
+                    remedy=_remedy(model.definition),
+                )
+
+
+def read_config(model: Model, component: str) -> dict[str, Any]:
+    """A component's config.json; raises WanlabError for one that holds no object."""
+    return _object(model.folder / component / "config.json")
+
+
+def _object(path: Path) -> dict[str, Any]:
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise WanlabError(f"{path} holds no JSON object", remedy="Download this file again")
+    return found
+
+
+def _check_class(path: Path, name: str, entry: Any, wanted: str) -> None:
+    held = entry[-1] if isinstance(entry, list) and entry else entry
+    if held != wanted:
+        raise WanlabError(
+            f"{path} lists {shorten(held)} as {name}, which is read as {wanted}",
+            remedy="The folder holds another model: name the right folder in the definition",
+        )
+
+
+def _remedy(definition: Definition) -> str:
+    source = f" (https://huggingface.co/{definition.weights.repo})" if definition.weights.repo else ""
+    return (
+        f"The folder holds another checkpoint: put {definition.id}'s own files{source} there, or give this one a "
+        "definition with its own id"
+    )
