@@ -59,7 +59,7 @@ def _folder_given(folder: Path) -> WanlabError:
             choices=[FAMILIES.get(name).pipeline for name in names],
             remedy="Give the id of a model, or a definition of a folder in diffusers layout",
         )
-    wanted = {"id": folder.resolve().name, "family": family, "weights": {"folder": str(folder)}}
+    wanted = {"id": folder.resolve().name, "family": family, "weights": {"folder": str(folder.resolve())}}
     return WanlabError(
         f"{folder} is a folder, which has no id and no default settings",
         remedy=f"Load a definition: wanlab.load({wanted}). Default settings go under its key 'spec'",
