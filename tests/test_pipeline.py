@@ -72,6 +72,8 @@ def test_what_a_result_knows(model: Any, clip: Any) -> None:
     assert clip.spec.attention.method == "auto"
     assert clip.resolved.attention.method == clip.ran["attention"] == "sdpa"
     assert clip.resolved.weights.dtype == "float32"
+    assert clip.ran["text_tokens"]["prompt"] < clip.ran["text_tokens"]["limit"] == 512
+    assert clip.ran["attachments"] == []
     assert len(repr(clip)) < 400
 
 
@@ -223,3 +225,18 @@ def test_anything_but_a_spec_is_refused(model: Any, clip: Any, wrong: Any) -> No
 
 def test_flat_settings_are_accepted_as_they_are(model: Any, clip: Any) -> None:
     assert wanlab.generate(model, **clip.spec.flat()).spec == clip.spec
+
+
+def test_what_was_attached_by_hand_is_recorded(model: Any, clip: Any) -> None:
+    linear = model.stacks["transformer"][1].linears["attn1.to_q"]
+    with linear.wrap(lambda call, x: 0.5 * call(x), "edit"):
+        edited = wanlab.generate(model, clip.spec)
+    assert [text for text in edited.ran["attachments"] if "attn1.to_q" in text and "edit" in text]
+    assert not torch.equal(edited.latents, clip.latents)
+    assert torch.equal(wanlab.generate(model, clip.spec).latents, clip.latents)
+
+
+def test_an_alias_names_the_same_generation(definition: dict[str, Any], clip: Any) -> None:
+    model = wanlab.load({**definition, "aliases": ["fox"]}, device="cpu")
+    spec = model.spec(**SPEC)
+    assert wanlab.generate(model, spec.with_(model="fox")).run_id == clip.run_id

@@ -47,7 +47,7 @@ def full_spec(model: Any, spec: GenerationSpec | None = None, /, **changes: Any)
             f"{shorten(spec)} is not a spec",
             remedy="Name what it is, generate(model, prompt=...), or pass a spec: model.spec(...), result.spec",
         )
-    return model.spec(**changes) if spec is None else spec.with_(**changes)
+    return model.canonical(model.spec(**changes) if spec is None else spec.with_(**changes))
 
 
 def checked(model: Any, spec: GenerationSpec) -> GenerationSpec:
@@ -55,6 +55,7 @@ def checked(model: Any, spec: GenerationSpec) -> GenerationSpec:
     if spec.memory.on_oom == "retry":
         raise WanlabError("memory.on_oom = 'retry' does not exist yet", choices=["fail"])
     resolved = spec.resolve(model)
+    model.check_start(resolved)
     caches.check(model, resolved)
     return resolved
 
@@ -69,6 +70,7 @@ def run(model: Any, spec: GenerationSpec, watch: Watch) -> Result:
         Gauge(model.device, watch) as gauge,
         interrupts.let_through(),
     ):
+        attachments = model.attachments()
         with gauge.stage("text"):
             text = stages.encode_text(model, spec)
         with gauge.stage("conditions"):
@@ -80,11 +82,18 @@ def run(model: Any, spec: GenerationSpec, watch: Watch) -> Result:
         with gauge.stage("post"):
             media = stages.post(spec, media)
         latents = latents.to("cpu", torch.float32)
-    record = runs.RunRecord(
+    ran |= {"text_tokens": model.count_tokens(spec), "attachments": attachments}
+    record = _record(model, spec, started, gauge, {"spec": resolved.to_dict(), "ran": ran})
+    return Result(media.frames, latents, spec, record, media.fps)
+
+
+def _record(model: Any, spec: GenerationSpec, started: str, gauge: Gauge, what: dict[str, Any]) -> runs.RunRecord:
+    """What run.json will hold of a generation that has just ended well; `what` is its resolved spec and what ran."""
+    return runs.RunRecord(
         id=runs.run_id(spec.id, model.fingerprint),
         status="ok",
         spec=spec.to_dict(),
-        resolved={"spec": resolved.to_dict(), "ran": ran},
+        resolved=what,
         seeds=[spec.sampling.seed],
         fingerprint=model.fingerprint,
         timings=gauge.seconds,
@@ -95,7 +104,6 @@ def run(model: Any, spec: GenerationSpec, watch: Watch) -> Result:
         host=socket.gethostname(),
         pid=os.getpid(),
     )
-    return Result(media.frames, latents, spec, record, media.fps)
 
 
 class Gauge:

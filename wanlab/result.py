@@ -53,7 +53,7 @@ class Result:
 
     @property
     def ran(self) -> dict[str, Any]:
-        """What really ran: the attention kernel, the cache's hit map, compilation."""
+        """What really ran: the attention kernel, the cache's hit map, compilation, tokens, attachments by hand."""
         return dict(self.record.resolved.get("ran", {}))
 
     @property
