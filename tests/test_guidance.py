@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from wanlab.errors import WanlabError
-from wanlab.guidance import needs_negative, predict
+from wanlab.guidance import predict
 from wanlab.registry import GUIDANCE
 from wanlab.sites import NO_CONDITIONS, Branch, Conditions, StepContext
 
@@ -93,10 +93,10 @@ def test_scale_one_runs_one_branch_and_needs_no_negative_prompt():
     result, calls = velocity(made, text={"prompt": texts()["prompt"]})
     assert calls == ["cond"]
     assert torch.equal(result, alone("cond"))
-    assert not needs_negative(made, 10)
-    assert needs_negative(rule("cfg", 1.0, second=3.0), 10)
-    assert not needs_negative(rule("cfg", 1.0, second=1.0), 10)
-    assert needs_negative(rule("cfg", 5.0, second=1.0), 10)
+    assert not made.needs_negative(10)
+    assert rule("cfg", 1.0, second=3.0).needs_negative(10)
+    assert not rule("cfg", 1.0, second=1.0).needs_negative(10)
+    assert rule("cfg", 5.0, second=1.0).needs_negative(10)
 
 
 def test_each_expert_has_its_scale():
@@ -131,7 +131,7 @@ def test_interval_boundaries_are_exact(num_steps):
         made = rule("cfg_interval", 5.0, start=k / num_steps)
         scales = [made.scale(ctx(step=i, num_steps=num_steps)) for i in range(num_steps)]
         assert scales == [1.0] * k + [5.0] * (num_steps - k)
-        assert needs_negative(made, num_steps) == (k < num_steps)
+        assert made.needs_negative(num_steps) == (k < num_steps)
 
 
 def test_whole_interval_equals_cfg():
@@ -146,13 +146,13 @@ def test_embedded_tells_the_network():
     result, calls = velocity(rule("embedded", 3.5))
     assert calls == ["cond"]
     assert torch.equal(result, alone("cond", guidance=3.5))
-    assert not needs_negative(rule("embedded", 3.5), 4)
+    assert not rule("embedded", 3.5).needs_negative(4)
     made = rule("embedded", 3.5, true_cfg_scale=2.0)
     result, calls = velocity(made)
     cond, uncond = alone("cond", guidance=3.5), alone("uncond", guidance=3.5)
     assert calls == ["cond", "uncond"]
     assert torch.equal(result, uncond + 2.0 * (cond - uncond))
-    assert needs_negative(made, 4)
+    assert made.needs_negative(4)
 
 
 @pytest.mark.parametrize("conditions", [NO_CONDITIONS, CONDITIONS], ids=["text", "conditions"])

@@ -64,6 +64,20 @@ class Registry(Generic[T]):
         return f"Registry({self.kind}: {', '.join(self.names())})"
 
 
+def lazy(package: str, homes: dict[str, str]) -> Callable[[str], Any]:
+    """A package's `__getattr__` that imports `<package>.<homes[name]>` when a name is first used.
+
+    So a package of methods can be listed, and its light names used, without importing torch.
+    """
+
+    def get(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
+
+    return get
+
+
 ATTENTION: Registry[Any] = Registry("attention backend", "wanlab.attention")
 CACHES: Registry[Any] = Registry("cache", "wanlab.caches")
 FAMILIES: Registry[Any] = Registry("model family", "wanlab.models", skip=("base",))

@@ -9,17 +9,13 @@ fallback. The names below load on first use: listing backends needs no torch.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from wanlab.registry import lazy
 
 if TYPE_CHECKING:
     from wanlab.attention._using import Used, available, resolve, using
 
 _HOME = {"Used": "_using", "available": "_using", "resolve": "_using", "using": "_using"}
 __all__ = ["Used", "available", "resolve", "using"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = lazy(__name__, _HOME)

@@ -10,8 +10,9 @@ The names below load on first use: listing caches needs no torch.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from wanlab.registry import lazy
 
 if TYPE_CHECKING:
     from wanlab.caches._attach import attach, check
@@ -19,9 +20,4 @@ if TYPE_CHECKING:
 
 _HOME = {"attach": "_attach", "check": "_attach", "Cache": "_cache", "CacheReport": "_cache"}
 __all__ = ["Cache", "CacheReport", "attach", "check"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = lazy(__name__, _HOME)

@@ -5,18 +5,14 @@ One file a rule (`wanlab.registry.GUIDANCE`). The names below load on first use:
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from wanlab.registry import lazy
 
 if TYPE_CHECKING:
     from wanlab.guidance._predict import predict
-    from wanlab.guidance._rule import Guidance, Rule, needs_negative
+    from wanlab.guidance._rule import Guidance, Rule
 
-_HOME = {"Guidance": "_rule", "Rule": "_rule", "needs_negative": "_rule", "predict": "_predict"}
-__all__ = ["Guidance", "Rule", "needs_negative", "predict"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+_HOME = {"Guidance": "_rule", "Rule": "_rule", "predict": "_predict"}
+__all__ = ["Guidance", "Rule", "predict"]
+__getattr__ = lazy(__name__, _HOME)

@@ -62,11 +62,6 @@ class Rule(abc.ABC):
         return second if ctx.expert == SECOND_EXPERT and second is not None else self.guidance.guidance_scale
 
 
-def needs_negative(rule: Rule, num_steps: int) -> bool:
-    """Whether a run of `num_steps` steps needs the negative prompt's embeddings."""
-    return rule.needs_negative(num_steps)
-
-
 def guided(predictions: Mapping[str, Tensor], scale: float) -> Tensor:
     """Classifier-free guidance, uncond + scale * (cond - uncond), in the order of diffusers' pipelines.
 

@@ -5,8 +5,9 @@ The names below load on first use: listing families needs no torch.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from wanlab.registry import lazy
 
 if TYPE_CHECKING:
     from wanlab.models._load import load, skeleton
@@ -15,9 +16,4 @@ if TYPE_CHECKING:
 
 _HOME = {"load": "_load", "skeleton": "_load", "ModelPart": "_parts", "Media": "base", "Model": "base"}
 __all__ = ["Media", "Model", "ModelPart", "load", "skeleton"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = lazy(__name__, _HOME)

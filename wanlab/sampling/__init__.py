@@ -5,8 +5,9 @@ One file a sampler (`wanlab.registry.SAMPLERS`). The names below load on first u
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from wanlab.registry import lazy
 
 if TYPE_CHECKING:
     from wanlab.sampling._base import Noise, Sampler
@@ -48,9 +49,4 @@ __all__ = [
     "sample",
     "save_state",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = lazy(__name__, _HOME)
