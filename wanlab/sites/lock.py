@@ -38,9 +38,11 @@ class RunLock:
     def acquire(self, owner: str, on_wait: Callable[[str], None] | None = None) -> None:
         """Wait for the lock, interruptibly."""
         if not self._lock.acquire(blocking=False):
+            who = "another generation"
             while not self._lock.acquire(timeout=_POLL):
+                who = self.owner or who  # empty for a moment while the holder takes or gives back the lock
                 if on_wait is not None:
-                    on_wait(self.owner)
+                    on_wait(who)
         self._holder = threading.get_ident()
         self._depth += 1
         self.owner = self.owner if self._depth > 1 else owner
