@@ -6,7 +6,6 @@ python experiments/wan_tiny/train_dit.py --out OUT --vae vae_mean.safetensors --
 from __future__ import annotations
 
 import argparse
-import gc
 import itertools
 import json
 import math
@@ -65,7 +64,7 @@ class Latents:
         while self.cursor < num - 63:
             self.refresh(64)
         self.latents, self.ids, self.cursor = self.latents[: self.cursor], self.ids[: self.cursor], 0
-        self.empty = self._tokens([""])[0]
+        self.empty = self.tokens([""])[0]
 
     @torch.no_grad()
     def _encode(self, num: int) -> tuple[Tensor, list[str]]:
@@ -74,7 +73,7 @@ class Latents:
         with torch.autocast(DEVICE, torch.bfloat16):
             return whole_clip.encode_mean(self.vae, clips).float(), captions(scenes)
 
-    def _tokens(self, texts: list[str]) -> Tensor:
+    def tokens(self, texts: list[str]) -> Tensor:
         tokens = self.tokenizer(
             texts, padding="max_length", max_length=TEXT_TOKENS, truncation=True, return_tensors="pt"
         )
@@ -87,7 +86,7 @@ class Latents:
         rows = slice(self.cursor, self.cursor + num)
         shape = (1, -1, 1, 1, 1)
         self.latents[rows] = ((latents - self.mean.view(shape)) / self.std.view(shape)).bfloat16()
-        self.ids[rows] = self._tokens([t + "." * s for t, s in zip(texts, stops, strict=True)])
+        self.ids[rows] = self.tokens([t + "." * s for t, s in zip(texts, stops, strict=True)])
         self.cursor = self.cursor + num
         if self.cursor + num > len(self.latents) and hasattr(self, "empty"):
             self.cursor = 0
@@ -140,20 +139,17 @@ class Trainer:
         loss.backward()
         self.optimizer.step(lr)
         self.average.update()
-        return loss.detach().clone()  # mse_loss leaves its result in storage of the whole batch (torch 2.11)
+        return loss.detach().clone()  # mse_loss returns its scalar in storage of the whole batch (torch 2.11, 2.13)
 
     def train(self) -> int:
         for _ in range(3):
             self.step(0.0)
-        gc.collect()
-        gc.freeze()
         start, saved, losses = time.time(), time.time(), []
         while (done := (time.time() - start) / self.args.budget) < 1:
             warm = min(1.0, (len(losses) + 1) / 200)
             losses.append(self.step(self.args.lr * warm * min(1.0, (1 - done) / self.args.decay)))
             if len(losses) % 40 == 0:
                 self.pool.refresh(64)
-                gc.collect()
             if time.time() - saved > 100:
                 saved = time.time()
                 save_networks(self.args.out, self.pool, self)
@@ -168,7 +164,7 @@ class Trainer:
         steps = torch.linspace(1, 0, num_steps + 1, device=DEVICE)
         sigmas = networks.FLOW_SHIFT * steps / (1 + (networks.FLOW_SHIFT - 1) * steps)
         x = torch.randn(len(texts), *self.pool.latents.shape[1:], device=DEVICE)
-        ids = torch.cat([self.pool._tokens(texts), self.pool.empty.expand(len(texts), -1)])
+        ids = torch.cat([self.pool.tokens(texts), self.pool.empty.expand(len(texts), -1)])
         with torch.autocast(DEVICE, torch.bfloat16):
             text = encode_text(self.text_encoder, ids)
             for now, then in itertools.pairwise(sigmas):
