@@ -12,10 +12,11 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export JUPYTER_PREFER_ENV_PATH  := 1
 export PYTHONUTF8               := 1
 
-.PHONY: help install demo test lab clean
+.PHONY: help install demo test browser lab clean
 help:
 	@echo "make demo   generate from wan_tiny through notebooks/quickstart.ipynb; results in $(OUT)"
 	@echo "make test   run the tests (ARGS='-k spec' chooses)"
+	@echo "make browser  drive JupyterLab in Chromium (needs the system's chromium)"
 	@echo "make lab    open JupyterLab on the notebooks"
 	@echo "make clean  remove $(VENV)"
 
@@ -41,6 +42,11 @@ test: install
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m pytest $(ARGS)
+
+# The browser is the system's Chromium (Debian: apt-get install chromium).
+browser: install
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[test,browser]'
+	$(BIN)/python -m pytest -m browser tests/browser $(ARGS)
 
 lab: install
 	$(BIN)/python -m jupyterlab --ip=127.0.0.1 --ServerApp.root_dir=. \

@@ -1,4 +1,4 @@
-"""Settings of every test: no network, no user folder, and the `gpu` and `weights` markers."""
+"""Settings of every test: no network, no user folder, and the markers that leave tests out."""
 
 from __future__ import annotations
 
@@ -17,6 +17,13 @@ for name, value in {
     os.environ.setdefault(name, value)
 
 
+_LEFT_OUT = {
+    "gpu": "needs a CUDA device: -m gpu",
+    "weights": "needs local weights: -m weights",
+    "browser": "drives Chromium: make browser",
+}
+
+
 @pytest.fixture(autouse=True)
 def _own_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """The user's data, configuration and hub cache folders are empty ones, so no test depends on the machine."""
@@ -26,9 +33,9 @@ def _own_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what needs a GPU or large weights unless the command line names the marker (`-m gpu`)."""
+    """Leave out what needs a GPU, large weights or a browser unless the command line names the marker (`-m gpu`)."""
     asked = config.getoption("markexpr", "")
-    for word, reason in {"gpu": "needs a CUDA device: -m gpu", "weights": "needs local weights: -m weights"}.items():
+    for word, reason in _LEFT_OUT.items():
         if word in asked:
             continue
         for item in items:

@@ -14,7 +14,7 @@ import torch
 
 import wanlab
 from tests.tiny import tiny_flux, tiny_wan
-from wanlab import result
+from wanlab import inline
 from wanlab.errors import WanlabError
 from wanlab.stages import make_sampler
 
@@ -186,7 +186,7 @@ def test_the_display_is_small_and_escaped(model: Any) -> None:
 )
 def test_small_pictures_are_shown_enlarged(size: tuple[int, int], shown: tuple[int, int]) -> None:
     for num_frames in (1, 2):
-        page = result.player(np.zeros((num_frames, *size, 3), np.uint8), 16, "black")
+        page = inline.player(np.zeros((num_frames, *size, 3), np.uint8), 16, "black")
         assert f'width="{shown[1]}" height="{shown[0]}"' in page
         assert ("pixelated" in page) == (size != shown)
 
@@ -196,10 +196,10 @@ def test_small_pictures_are_shown_enlarged(size: tuple[int, int], shown: tuple[i
 )
 def test_a_large_clip_is_shown_smaller(monkeypatch: pytest.MonkeyPatch, limit: int, tag: str, link: bool) -> None:
     """Noise that does not fit: a copy of 320 pixels in height, and if that is too large a picture and a link."""
-    monkeypatch.setattr(result, "EMBED_BYTES", limit)
-    monkeypatch.setattr(result, "_PROXY_HEIGHT", 32)
+    monkeypatch.setattr(inline, "EMBED_BYTES", limit)
+    monkeypatch.setattr(inline, "_PROXY_HEIGHT", 32)
     noise = np.random.default_rng(0).integers(0, 256, (4, 120, 160, 3), dtype=np.uint8)
-    page = result.player(noise, 16, "noise", Path("runs/<x>.mp4"))
+    page = inline.player(noise, 16, "noise", Path("runs/<x>.mp4"))
     assert tag in page
     assert ('href="runs/&lt;x&gt;.mp4"' in page) == link
     sources = [base64.b64decode(s) for s in re.findall(r'src="data:[^,]*,([^"]*)"', page)]

@@ -15,7 +15,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from wanlab import metrics
 from wanlab.errors import WanlabError, shorten
-from wanlab.result import Result, ellipsis, enlargement, player
+from wanlab.inline import ellipsis, enlargement, player
+from wanlab.result import Result
 
 _COLUMNS = 4  # clips in a row of the composited video
 _LINES = 3  # of a label above a clip; the table shows all of it
