@@ -31,6 +31,7 @@ TextEmbeddings = dict[str, dict[str, Tensor]]
 """{"prompt": {"embeds": (B, L, D), ...}, "negative_prompt": {...}}; the second only where guidance needs it."""
 START_SIGMA = 0.9
 """Noise level below which pure noise is no start: the network would see more noise than it is told of."""
+_RGB = ("factors", "bias")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -317,6 +318,19 @@ class Model(abc.ABC):
         unit = (pixels * 0.5 + 0.5).clamp_(0, 1).mul_(255).round_()  # as diffusers writes pictures
         return Media(unit.to(torch.uint8).permute(1, 2, 3, 0).contiguous().cpu().numpy(), float(spec.size.fps))
 
+    def preview(self, latents: Tensor) -> np.ndarray | None:
+        """A cheap look at latents (1, C, T, h, w), without the VAE: (T, h, w, 3) uint8 by the definition's linear maps.
+
+        None where the definition has no `latent_rgb`. One small copy from the device; about 1 ms.
+        """
+        later = self.constants.get("latent_rgb")
+        if later is None:
+            return None
+        first = later.get("first", later)
+        rgb = torch.cat([_to_rgb(latents[0, :, :1], first), _to_rgb(latents[0, :, 1:], later)])
+        array: np.ndarray = ((rgb + 1) * 127.5).clamp_(0, 255).round_().to(torch.uint8).cpu().numpy()
+        return array
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.id!r}, {self.device}, {_word(self.dtype)})"
 
@@ -336,6 +350,12 @@ def _prompts(spec: GenerationSpec) -> dict[str, str]:
     rule = GUIDANCE.get(spec.guidance.method)(spec.guidance, spec.guidance.bind())
     negative = {"negative_prompt": spec.text.negative_prompt} if rule.needs_negative(spec.sampling.num_steps) else {}
     return {"prompt": spec.text.prompt, **negative}
+
+
+def _to_rgb(latents: Tensor, linear: Mapping[str, Any]) -> Tensor:
+    """Colours (T, h, w, 3) in [-1, 1] of latents (C, T, h, w): `factors` (C, 3) and `bias` (3,)."""
+    factors, bias = (torch.tensor(linear[key], dtype=torch.float32, device=latents.device) for key in _RGB)
+    return torch.einsum("cthw,cr->thwr", latents.float(), factors) + bias
 
 
 def _concrete_dtype(word: str, device: torch.device) -> torch.dtype:
