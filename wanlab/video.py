@@ -126,6 +126,23 @@ def read_comment(path: str | Path) -> str:
         return _comment(container, path)
 
 
+def first_frame(path: str | Path) -> Frames:
+    """The first frame (H, W, 3) uint8 of an mp4, or a PNG; decodes no more. Raises `WanlabError` as `read_video`."""
+    import av
+
+    path = Path(path)
+    if is_png(path):
+        return read_image(path)[0]
+    with _opened(path) as container:
+        try:
+            frame = next(container.decode(container.streams.video[0]), None)
+        except av.FFmpegError as error:
+            raise _unreadable(path, str(error)) from None
+        if frame is None:
+            raise _unreadable(path, "it holds no frame")
+        return np.asarray(_converted(frame, "rgb24").to_ndarray())
+
+
 def write_image(path: str | Path, frame: Frames, *, comment: str = "") -> Path:
     """Write a PNG; frame: (H, W, 3) uint8. The comment is an iTXt chunk. Complete or not at all."""
     from PIL import Image, PngImagePlugin

@@ -11,9 +11,17 @@ from wanlab.registry import lazy
 
 if TYPE_CHECKING:
     from wanlab.models._load import load, skeleton
+    from wanlab.models._offers import Offers
     from wanlab.models._parts import ModelPart
     from wanlab.models.base import Media, Model
 
-_HOME = {"load": "_load", "skeleton": "_load", "ModelPart": "_parts", "Media": "base", "Model": "base"}
-__all__ = ["Media", "Model", "ModelPart", "load", "skeleton"]
+_HOME = {
+    "load": "_load",
+    "skeleton": "_load",
+    "ModelPart": "_parts",
+    "Offers": "_offers",
+    "Media": "base",
+    "Model": "base",
+}
+__all__ = ["Media", "Model", "ModelPart", "Offers", "load", "skeleton"]
 __getattr__ = lazy(__name__, _HOME)

@@ -21,6 +21,7 @@ from wanlab import weights
 from wanlab.catalog import Definition
 from wanlab.errors import WanlabError
 from wanlab.models._folder import EXPERTS, check_architecture, read_config, read_index
+from wanlab.models._offers import Offers, offers
 from wanlab.models._parts import ModelPart, Stacks
 from wanlab.models._resolve import resolve
 from wanlab.registry import GUIDANCE, SAMPLERS
@@ -72,6 +73,8 @@ class Model(abc.ABC):
     accepts: ClassVar[tuple[str, ...]] = ()
     """Leaves of the spec's media part that this family uses."""
     max_text_tokens: ClassVar[int] = 512
+    unused_settings: frozenset[str] = frozenset()
+    """Settings by dotted name that this family refuses to change, besides those that no model without the thing has."""
 
     def __init__(self, definition: Definition, folder: Path, device: torch.device, chosen: Any) -> None:
         self.definition = definition
@@ -163,6 +166,11 @@ class Model(abc.ABC):
     def resolve(self, spec: GenerationSpec) -> GenerationSpec:
         """The spec with every `auto` and None made concrete; raises WanlabError where it disagrees with this model."""
         return resolve(self, spec)
+
+    @functools.cached_property
+    def offers(self) -> Offers:
+        """What of a spec this model can follow: settings without use, legal words, bounds. For forms."""
+        return offers(self)
 
     def sigmas(self, spec: GenerationSpec) -> Tensor:
         """Noise levels (num_steps + 1,) float64 on the CPU, from noise to data: the spec's own, else the schedule's."""

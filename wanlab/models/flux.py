@@ -60,6 +60,10 @@ class Flux(Model):
         )
 
     @functools.cached_property
+    def unused_settings(self) -> frozenset[str]:  # type: ignore[override]
+        return frozenset({"sampling.flow_shift"} if "dynamic_shift" in self.constants else ())
+
+    @functools.cached_property
     def takes_guidance(self) -> bool:
         return bool(self.config("transformer")["guidance_embeds"])
 

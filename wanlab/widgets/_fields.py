@@ -1,0 +1,196 @@
+"""One input for one setting, made from its JSON schema: type, bounds, choices and help all come from there.
+
+`read` gives JSON data and `write` takes it, so that what was written and not touched is read back unchanged.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import ipywidgets as widgets
+
+from wanlab.errors import WanlabError, shorten
+from wanlab.files import read_json
+
+_EXACT = 2**53  # integers from here on are rounded by a browser
+_LONG = 1_000  # characters from which a text gets several lines
+_LAYOUT = {"width": "330px", "max_width": "100%", "flex": "0 1 330px"}
+_LABEL = {"description_width": "130px"}
+
+Schema = Mapping[str, Any]
+
+
+class Field:
+    """A setting's name, its widget, and the way between the widget's value and JSON."""
+
+    def __init__(self, name: str, schema: Schema, widget: Any) -> None:
+        self.name = name
+        self.help = str(schema.get("description", ""))
+        self.widget = widget
+        self.widget.description = name.rpartition(".")[2]
+        self.widget.tooltip = self.help
+
+    def read(self) -> Any:
+        """The value as JSON data. Raises WanlabError for a text that is none."""
+        return self.widget.value
+
+    def write(self, value: Any) -> None:
+        """Show a value."""
+        self.widget.value = value
+
+    def observe(self, changed: Callable[[], None]) -> None:
+        """Call `changed()` whenever the value changes, by a hand or by `write`."""
+        self.widget.observe(lambda _: changed(), "value")
+
+    def limit(self, smallest: int, largest: int, step: int) -> None:
+        """Bounds that a model adds."""
+
+
+class Words(Field):
+    """One of some words."""
+
+    def __init__(self, name: str, schema: Schema) -> None:
+        super().__init__(name, schema, widgets.Dropdown(options=list(schema["enum"]), layout=_LAYOUT, style=_LABEL))
+
+    def write(self, value: Any) -> None:
+        if value not in self.widget.options:  # a model offers fewer words; what the spec says is shown all the same
+            self.widget.options = [*self.widget.options, value]
+        self.widget.value = value
+
+    def choose_from(self, words: Sequence[str]) -> None:
+        """Offer these words, and the present one if it is another."""
+        value = self.widget.value
+        with self.widget.hold_trait_notifications():
+            self.widget.options = [*words, *([] if value in words else [value])]
+            self.widget.value = value
+
+
+class Switch(Field):
+    """Yes or no."""
+
+    def __init__(self, name: str, schema: Schema) -> None:
+        super().__init__(name, schema, widgets.Checkbox(indent=True, layout=_LAYOUT, style=_LABEL))
+
+
+class Number(Field):
+    """A whole or real number; whole ones have bounds, which give way to a spec that lies outside."""
+
+    def __init__(self, name: str, schema: Schema) -> None:
+        self._whole = schema["type"] == "integer"
+        if self._whole:
+            low, high = (
+                schema.get("minimum", schema.get("exclusiveMinimum", -_EXACT - 1) + 1),
+                schema.get("maximum", _EXACT),
+            )
+            widget: Any = widgets.BoundedIntText(value=low, min=low, max=high, layout=_LAYOUT, style=_LABEL)
+        else:
+            widget = widgets.FloatText(layout=_LAYOUT, style=_LABEL)
+        super().__init__(name, schema, widget)
+
+    def write(self, value: Any) -> None:
+        if self._whole:
+            with self.widget.hold_trait_notifications():
+                self.widget.min, self.widget.max = min(self.widget.min, value), max(self.widget.max, value)
+                self.widget.value = value
+        else:
+            self.widget.value = float(value)
+
+    def limit(self, smallest: int, largest: int, step: int) -> None:
+        value = self.widget.value
+        with self.widget.hold_trait_notifications():
+            self.widget.min, self.widget.max = min(smallest, value), max(largest, value)
+            self.widget.step = step
+
+
+class Line(Field):
+    """Text, of one line or of several."""
+
+    def __init__(self, name: str, schema: Schema) -> None:
+        if schema.get("maxLength", 0) >= _LONG:
+            layout = {"width": "100%", "height": "66px"}
+            widget: Any = widgets.Textarea(continuous_update=False, layout=layout, style=_LABEL)
+        else:
+            widget = widgets.Text(continuous_update=False, layout=_LAYOUT, style=_LABEL)
+        super().__init__(name, schema, widget)
+
+
+class Data(Field):
+    """Anything else, typed as JSON: lists, tables, numbers beyond 53 bits, and numbers that may be left open."""
+
+    def __init__(self, name: str, schema: Schema, optional: bool) -> None:
+        self._optional = optional
+        hint = "empty: the model's own" if optional else ""
+        super().__init__(
+            name,
+            schema,
+            widgets.Text(placeholder=hint, continuous_update=False, layout=_LAYOUT, style=_LABEL),
+        )
+
+    def read(self) -> Any:
+        text = self.widget.value.strip()
+        if not text:
+            if self._optional:
+                return None
+            raise WanlabError(f"{self.name} is empty", remedy="Give a value")
+        try:
+            [value] = read_json(f"[{text}]")
+        except ValueError:  # not JSON, or several values
+            remedy = 'Write it as JSON: 7, [1.0, 0.5, 0.0], {"a": 1}'
+            raise WanlabError(f"{self.name} = {shorten(text, 80)} cannot be read", remedy=remedy) from None
+        return value
+
+    def write(self, value: Any) -> None:
+        self.widget.value = "" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+class Mask(Field):
+    """A list of yes and no, typed as 1 and 0: "11010"."""
+
+    def __init__(self, name: str, schema: Schema) -> None:
+        super().__init__(
+            name,
+            schema,
+            widgets.Text(placeholder="1 or 0 a step", continuous_update=False, layout=_LAYOUT, style=_LABEL),
+        )
+
+    def read(self) -> Any:
+        text = re.sub(r"[\s,]", "", self.widget.value)
+        if not re.fullmatch("[01]+", text):
+            raise WanlabError(
+                f"{self.name} = {shorten(text, 80)} is no mask", remedy="Write 1 or 0 for each step: 1010"
+            )
+        return [c == "1" for c in text]
+
+    def write(self, value: Any) -> None:
+        self.widget.value = "".join("01"[bool(v)] for v in value)
+
+
+def make_field(name: str, schema: Schema) -> Field | None:
+    """The input for a setting; None where there is nothing to choose, and for media, which have no input yet."""
+    if "anyOf" in schema:
+        inner = [s for s in schema["anyOf"] if s.get("type") != "null"]
+        if any("$ref" in s for s in inner):
+            return None
+        return Data(name, schema, optional=True)
+    kind = schema.get("type")
+    if "enum" in schema:
+        return Words(name, schema) if len(schema["enum"]) > 1 else None
+    if kind == "boolean":
+        return Switch(name, schema)
+    if kind == "string":
+        return Line(name, schema)
+    if kind == "number" or (kind == "integer" and _is_exact(schema)):
+        return Number(name, schema)
+    if kind == "array" and (schema.get("maxItems") == 0 or "$ref" in schema.get("items", {})):
+        return None
+    if kind == "array" and schema["items"].get("type") == "boolean":
+        return Mask(name, schema)
+    return Data(name, schema, optional=False)
+
+
+def _is_exact(schema: Schema) -> bool:
+    """Whether a browser can hold every legal whole number."""
+    return bool(abs(schema.get("maximum", 0)) <= _EXACT and schema.get("exclusiveMaximum", 0) <= _EXACT)

@@ -1,0 +1,123 @@
+"""Earlier runs of a model, newest first, from the run folders: what was asked, how it ended, and the way back."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as widgets
+from PIL import Image
+
+from wanlab import runs, video
+from wanlab.errors import WanlabError
+from wanlab.inline import ellipsis
+from wanlab.spec import GenerationSpec
+
+_SHOWN = 8  # entries in sight
+_LOOKED_AT = 200  # newest folders whose records are read
+_THUMBNAIL = 64  # pixels
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run folder."""
+
+    folder: Path
+    record: runs.RunRecord
+
+    @property
+    def spec(self) -> GenerationSpec:
+        """The spec as it was asked. Raises WanlabError for one that this version cannot read."""
+        return GenerationSpec.from_json(self.record.spec)
+
+
+def entries(root: Path, model_id: str, num: int = _SHOWN) -> list[Entry]:
+    """The newest runs of a model below `root`; folders without a readable record are no runs."""
+    folders = [(path.parent, path.stat().st_mtime) for path in root.glob(f"*/{runs.RUN_JSON}") if path.is_file()]
+    found = []
+    for folder, _ in sorted(folders, key=lambda pair: pair[1], reverse=True)[:_LOOKED_AT]:
+        try:
+            record = runs.read_run(folder)
+        except WanlabError:
+            continue
+        if record.spec.get("model") == model_id:
+            found.append(Entry(folder, record))
+        if len(found) == num:
+            break
+    return found
+
+
+class History(widgets.VBox):
+    """Runs of one model below a folder, each with "load this spec" and, for those that ended well, "show"."""
+
+    def __init__(self, load: Callable[[Entry], None], show: Callable[[Entry], None]) -> None:
+        self._load, self._show = load, show
+        self._rows: dict[tuple[Path, str], Any] = {}
+        self._box = widgets.VBox()
+        self._fold = widgets.Accordion([self._box], titles=["history"], selected_index=None)
+        super().__init__([self._fold], layout={"display": "none"})
+
+    def refresh(self, root: Path, model_id: str) -> None:
+        """Read the folder again."""
+        found = entries(root, model_id)
+        keys = [(entry.folder, entry.record.status) for entry in found]
+        self._rows = {key: self._rows.get(key) or self._row(entry) for key, entry in zip(keys, found, strict=True)}
+        self._box.children = [self._rows[key] for key in keys]
+        self._fold.set_title(0, f"history · {len(found)} {'run' if len(found) == 1 else 'runs'} in {root.name}")
+        self.layout.display = None if found else "none"
+
+    def _row(self, entry: Entry) -> Any:
+        record = entry.record
+        text, sampling = record.spec.get("text", {}), record.spec.get("sampling", {})
+        facts = [record.status] if record.status != "ok" else []
+        facts += [f"seed {sampling.get('seed')}", f"{sampling.get('num_steps')} steps", _ago(record)]
+        words = html.escape(ellipsis(str(text.get("prompt", "")), 100)) or "<i>no prompt</i>"
+        label = f'{words}<br><span class="wanlab-quiet">{html.escape(" · ".join(facts))}</span>'
+        load = _button("Load settings", "Put the settings of this run into the form", lambda: self._load(entry))
+        buttons = [load]
+        if record.status == "ok":
+            buttons.append(_button("Show", "Show its result again", lambda: self._show(entry)))
+        row = [widgets.HTML(_thumbnail(entry)), widgets.HTML(label, layout={"flex": "1 1 180px"}), *buttons]
+        box = widgets.Box(row, layout={"flex_flow": "row wrap", "align_items": "center"})
+        box.add_class("wanlab-entry")
+        return box
+
+
+def _button(text: str, tooltip: str, press: Callable[[], None]) -> Any:
+    button = widgets.Button(description=text, tooltip=tooltip, layout={"width": "auto"})
+    button.on_click(lambda _: press())
+    return button
+
+
+def _ago(record: runs.RunRecord) -> str:
+    """How long ago the run ended, or began."""
+    try:
+        seconds = (datetime.now(UTC) - datetime.fromisoformat(record.ended or record.started or "")).total_seconds()
+    except (ValueError, TypeError):
+        return ""
+    for size, name in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {name} ago"
+    return "just now"
+
+
+def _thumbnail(entry: Entry) -> str:
+    """A small JPEG of the first frame, in the page; a grey square for a run without a picture."""
+    style = f'style="width:{_THUMBNAIL}px;height:{_THUMBNAIL}px;object-fit:cover"'
+    names = {artifact.path for artifact in entry.record.artifacts} & {"video.mp4", "image.png"}
+    try:
+        frame = video.first_frame(entry.folder / names.pop()) if names else None
+    except WanlabError:
+        frame = None
+    if frame is None:
+        return f'<div class="wanlab-blank" {style}></div>'
+    picture, file = Image.fromarray(frame), io.BytesIO()
+    picture.thumbnail((2 * _THUMBNAIL, 2 * _THUMBNAIL))
+    picture.save(file, "jpeg", quality=80)
+    return f'<img {style} alt="" src="data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}">'

@@ -1,0 +1,14 @@
+"""The few rules that the panels add to ipywidgets' own; colours are the theme's."""
+
+STYLE = """<style>
+.wanlab-panel { padding: 4px 2px; }
+.wanlab-panel .wanlab-quiet, .wanlab-panel .wanlab-help {
+  color: var(--jp-ui-font-color2, #666); font-size: var(--jp-ui-font-size1, 13px); line-height: 1.35; }
+.wanlab-panel .wanlab-help { margin: 0 8px; white-space: normal; }
+.wanlab-panel .wanlab-error { color: var(--jp-error-color1, #b00020); line-height: 1.35; margin: 4px 0; }
+.wanlab-panel .wanlab-activity { gap: 12px; margin: 6px 0; }
+.wanlab-panel .wanlab-preview img, .wanlab-panel img.wanlab-preview { image-rendering: pixelated; border-radius: 4px; }
+.wanlab-panel .wanlab-entry { gap: 8px; padding: 4px 0; border-bottom: 1px solid var(--jp-border-color2, #ddd); }
+.wanlab-panel .wanlab-blank { background: var(--jp-layout-color3, #ccc); border-radius: 2px; }
+.wanlab-panel .jupyter-widget-Collapse-header { font-size: var(--jp-ui-font-size1, 13px); padding: 4px 8px; }
+</style>"""

@@ -1,0 +1,221 @@
+"""A spec as a form: its groups, bounds, choices and help come from the spec's own JSON schema."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets as widgets
+
+from wanlab.errors import WanlabError
+from wanlab.inline import ellipsis
+from wanlab.spec import PARTS, GenerationSpec, MethodPart, Part, plain
+from wanlab.widgets._fields import Field, Mask, Words, make_field
+
+if TYPE_CHECKING:
+    from wanlab.models import Offers
+
+FRONT = ("text.prompt", "sampling.seed", "sampling.num_steps", "guidance.guidance_scale")
+"""Settings that are always in sight; the others lie folded in their groups."""
+_TITLE = 90  # characters of a folded group's title
+
+
+class SpecForm(widgets.VBox):
+    """Every setting that there is a choice for. `spec` reads the form and fills it.
+
+    Settings without an input (media, the weights of a loaded model) pass from the spec that was written to the one
+    that is read. `narrow(model.offers)` leaves only what the model can do and shows the options of methods; until then
+    no method, and so no torch, is imported.
+    """
+
+    def __init__(self, spec: GenerationSpec, offers: Offers | None = None) -> None:
+        self._base = spec
+        self._quiet = True
+        self._narrowed = False
+        self._hidden: frozenset[str] = frozenset()
+        self._listeners: list[Callable[[], None]] = []
+        self._options: dict[str, dict[str, Field]] = {}
+        self._fields = {f.name: f for name, part in PARTS.items() for f in _fields_of(part, name)}
+        self._rows = {name: _row(field, wide=name.startswith("text.")) for name, field in self._fields.items()}
+        self._option_rows = {name: widgets.VBox() for name, part in PARTS.items() if issubclass(part, MethodPart)}
+        self._groups = {name: self._group(name) for name in PARTS}
+        front = [self._rows[name] for name in FRONT]
+        super().__init__([*front, *(group for group in self._groups.values() if group is not None)])
+        self.add_class("wanlab-form")
+        for field in self._fields.values():
+            field.observe(self._changed)
+        for name in self._option_rows:
+            if (method := self._fields.get(f"{name}.method")) is not None:
+                method.widget.observe(lambda change, name=name: self._new_method(name, change["new"]), "value")
+        self.spec = spec
+        if offers is not None:
+            self.narrow(offers)
+
+    def _group(self, name: str) -> Any:
+        """The folded settings of a part; None where it has none besides those in front."""
+        rows = [row for field, row in self._rows.items() if field.startswith(f"{name}.") and field not in FRONT]
+        if not rows:
+            return None
+        box = widgets.VBox([*rows, *([self._option_rows[name]] if name in self._option_rows else [])])
+        return widgets.Accordion([box], titles=[name], selected_index=None)
+
+    @property
+    def spec(self) -> GenerationSpec:
+        """The spec that the form shows. Raises WanlabError for a field that cannot be read and for illegal values."""
+        changes = self._changes()
+        return self._base.with_(**changes) if changes else self._base
+
+    @spec.setter
+    def spec(self, spec: GenerationSpec) -> None:
+        self._base, self._quiet = spec, True
+        try:
+            nested = spec.to_dict()
+            for name, field in self._fields.items():
+                part, _, leaf = name.partition(".")
+                field.write(nested[part][leaf])
+            if self._narrowed:
+                for name in self._option_rows:
+                    self._show_options(name, nested[name]["options"])
+        finally:
+            self._quiet = False
+        self._changed()
+
+    def _changes(self) -> dict[str, Any]:
+        """What the fields say that differs from the spec that was written; a changed method part comes as a whole."""
+        nested, changes = self._base.to_dict(), {}
+        for name, field in self._fields.items():
+            part, _, leaf = name.partition(".")
+            value = field.read()
+            if value != nested[part][leaf]:
+                changes[name] = value
+        for part, fields in self._options.items():
+            options = {name: field.read() for name, field in fields.items()}
+            chosen = changes.pop(f"{part}.method", None)
+            unwritten = not nested[part]["options"] and options == _defaults(self._option_class(part))
+            if chosen is not None or (options != nested[part]["options"] and not unwritten):
+                method = chosen or nested[part]["method"]
+                changes[part] = {"method": method, **options}
+        return changes
+
+    def field(self, name: str) -> Field:
+        """The input of a setting, by its dotted name. Raises WanlabError for a setting without one."""
+        if name not in self._fields:
+            raise WanlabError(f"The form has no input for {name!r}", choices=self._fields)
+        return self._fields[name]
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Call `listener()` after any change of any field; it may find that `spec` raises."""
+        self._listeners.append(listener)
+
+    def _changed(self) -> None:
+        if self._quiet:
+            return
+        for name, group in self._groups.items():
+            if group is not None:
+                group.set_title(0, self._title(name))
+        for listener in self._listeners:
+            listener()
+
+    def _title(self, part: str) -> str:
+        """A group's name and its settings that are not the spec's bare defaults."""
+        words = []
+        for name, field in self._visible(part):
+            value = field.widget.value
+            if name not in FRONT and value not in ("", False, *_bare(name)):
+                words.append(f"{value}" if name.endswith(".method") else f"{name.rpartition('.')[2]} {value}")
+        words += [f"{name} {field.widget.value}" for name, field in self._options.get(part, {}).items()]
+        return ellipsis(f"{part} · {', '.join(words)}" if words else part, _TITLE)
+
+    def _visible(self, part: str) -> Iterable[tuple[str, Field]]:
+        return ((n, f) for n, f in self._fields.items() if n.startswith(f"{part}.") and n not in self._hidden)
+
+    # Methods and their options
+
+    def _option_class(self, part: str) -> type[Part]:
+        cls: type[MethodPart] = PARTS[part]  # type: ignore[assignment]
+        method = self._fields[f"{part}.method"].widget.value if f"{part}.method" in self._fields else cls().method
+        return cls.choices().options_of(method)
+
+    def _new_method(self, part: str, _: str) -> None:
+        if not self._quiet and self._narrowed:
+            self._show_options(part, {})
+            self._changed()
+
+    def _show_options(self, part: str, values: Mapping[str, Any]) -> None:
+        """Inputs for the options of the part's method, with `values` over the method's own defaults."""
+        cls = self._option_class(part)
+        fields = {f.name.partition(".")[2]: f for f in _fields_of(cls, part)}
+        quiet, self._quiet = self._quiet, True
+        for name, value in {**self._first_masks(fields), **_defaults(cls), **values}.items():
+            if name in fields:
+                fields[name].write(value)
+        self._quiet = quiet
+        for field in fields.values():
+            field.observe(self._changed)
+        self._options[part] = fields
+        self._option_rows[part].children = [_row(field) for field in fields.values()]
+
+    def _first_masks(self, fields: Mapping[str, Field]) -> dict[str, Any]:
+        """A mask of the right length that changes nothing, to start from."""
+        num_steps = int(self._fields["sampling.num_steps"].widget.value)
+        return {name: [True] * num_steps for name, field in fields.items() if isinstance(field, Mask)}
+
+    def _keeps_method(self, part: str) -> bool:
+        field = self._fields.get(f"{part}.method")
+        return field is None or field.read() == getattr(self._base, part).method
+
+    # What a model can do
+
+    def narrow(self, offers: Offers) -> None:
+        """Hide settings without use, offer only the legal words, set the bounds, show the options of methods."""
+        self._quiet = self._narrowed = True
+        for part in self._option_rows:
+            self._show_options(part, getattr(self._base, part).options if self._keeps_method(part) else {})
+        for name, words in offers.choices.items():
+            field = self._fields.get(name)
+            if isinstance(field, Words):
+                field.choose_from(words)
+        for name, bounds in offers.bounds.items():
+            if name in self._fields:
+                self._fields[name].limit(*bounds)
+        single = {n for n, f in self._fields.items() if isinstance(f, Words) and len(f.widget.options) < 2}
+        self._hidden = offers.unused | single
+        for name, row in self._rows.items():
+            row.layout.display = "none" if name in self._hidden else None
+        for part, group in self._groups.items():
+            if group is not None:
+                shown = any(name not in FRONT for name, _ in self._visible(part)) or self._options.get(part)
+                group.layout.display = None if shown else "none"
+        self._quiet = False
+        self._changed()
+
+
+def _fields_of(record: type[Part], prefix: str) -> list[Field]:
+    """An input for each field of a record that leaves a choice, named `prefix.field`; methods' options have none."""
+    schema = record.model_json_schema()
+    properties = {n: s for n, s in schema.get("properties", {}).items() if n != "options"}
+    found = (make_field(f"{prefix}.{name}", node) for name, node in properties.items())
+    return [field for field in found if field is not None]
+
+
+def _defaults(record: type[Part]) -> dict[str, Any]:
+    """The options that have a default, as JSON data."""
+    fields = record.model_fields.items()
+    return {n: plain(f.get_default(call_default_factory=True)) for n, f in fields if not f.is_required()}
+
+
+def _row(field: Field, wide: bool = False) -> Any:
+    """The input and its help beside it, below it where the page is narrow."""
+    text = widgets.HTML(f"<span>{html.escape(field.help)}</span>", layout={"flex": "1 1 100%" if wide else "1 1 240px"})
+    text.add_class("wanlab-help")
+    row = widgets.Box([field.widget, text], layout={"flex_flow": "row wrap", "align_items": "center"})
+    row.add_class("wanlab-row")
+    return row
+
+
+def _bare(name: str) -> tuple[Any, ...]:
+    """The spec's own default of a setting, as a tuple of at most one."""
+    part, _, leaf = name.partition(".")
+    field = PARTS[part].model_fields[leaf]
+    return () if field.is_required() else (field.get_default(call_default_factory=True),)

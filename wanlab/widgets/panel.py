@@ -1,0 +1,374 @@
+"""The panel that makes clips: a form, Generate, Cancel, a queue, progress, previews, history."""
+
+from __future__ import annotations
+
+import functools
+import html
+import secrets
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as widgets
+import traitlets
+from IPython.display import HTML, display
+
+from wanlab import catalog, notebook, runs
+from wanlab.errors import WanlabError, shorten
+from wanlab.spec import GenerationSpec
+from wanlab.widgets._activity import Activity
+from wanlab.widgets._history import Entry, History
+from wanlab.widgets._settings import keep_settings, settings_or_why
+from wanlab.widgets._style import STYLE
+from wanlab.widgets.form import SpecForm
+from wanlab.workspace import find_workspace
+
+_TICK = 0.15  # seconds between updates of the progress
+_LOOK = 0.2  # seconds between previews
+
+
+class GeneratePanel(widgets.VBox):
+    """A spec as a form, and what one does with it: `.spec` and `.result` are for the next cell.
+
+    `GeneratePanel(model)` or `GeneratePanel("wan_tiny")`, which loads the model once the panel is shown, if its weights
+    are on this machine. Changes (`prompt="..."`) or a spec fill the form; without either it shows the last settings of
+    the model (`restore=False`: its defaults). `runs` is the folder that keeps the runs, by default runs/ beside the
+    notebook. Jobs of all panels of a device run one after another in a thread, so the kernel stays free.
+
+    Headless (papermill, scripts) the panel shows nothing, restores nothing, keeps no runs unless `runs` says where, and
+    `.spec` is what it was given; `.generate()` is the button, and waits.
+    """
+
+    result = traitlets.Any(None, allow_none=True, help="The last result that ended well; None before the first.")
+
+    def __init__(
+        self,
+        model: Any,
+        spec: GenerationSpec | None = None,
+        *,
+        runs: str | Path | None = None,
+        restore: bool | None = None,
+        **changes: Any,
+    ) -> None:
+        self._workspace = find_workspace()
+        self._model = None if isinstance(model, str) else _checked_model(model)
+        self._definition = catalog.find(model) if self._model is None else self._model.definition
+        self.model_id: str = self._definition.id
+        self._runs = Path(runs) if runs is not None else _beside_notebook()
+        self._jobs: list[Any] = []
+        self._lock = threading.Lock()
+        self._ticker: threading.Thread | None = None
+        self._loader: threading.Thread | None = None
+        self._looked = 0.0
+        self._view: tuple[Any, float] | None = None
+        self._displays: list[Any] = []
+        first, note = self._first_spec(spec, restore, changes)
+        self._build(first)
+        self._say(note)
+        self._check()
+
+    def _first_spec(
+        self, spec: GenerationSpec | None, restore: bool | None, changes: dict[str, Any]
+    ) -> tuple[GenerationSpec, str]:
+        """What the form starts with, and a sentence about where it comes from."""
+        default = GenerationSpec.of({**self._definition.spec, "model": self.model_id})
+        if spec is not None:
+            _check_belongs(spec, self._definition)
+            return spec.with_(model=self.model_id, **changes), ""
+        if restore is None:
+            restore = notebook.is_live() and not changes
+        last, note = settings_or_why(self._workspace, self.model_id) if restore else (None, "")
+        if last is not None:
+            note = "Your last settings of this model. Defaults brings back the model's own."
+        return (last or default).with_(**changes), note
+
+    def _build(self, spec: GenerationSpec) -> None:
+        title = html.escape(self._definition.title or self.model_id)
+        self._head = widgets.HTML(f"{STYLE}<b>{title}</b>")
+        self._form = SpecForm(spec, None if self._model is None else self._model.offers)
+        self._generate = _button("Generate", "play", "primary", "Make a clip with these settings")
+        self._cancel = _button("Cancel", "stop", "warning", "Stop the running clip within one step")
+        self._defaults = _button("Defaults", "undo", "", "The model's own settings; the prompt stays")
+        self._dice = _button("New seed", "random", "", "Another random seed")
+        self._message = widgets.HTML()
+        self._activity = Activity(cancel=lambda job: job.cancel())
+        self._history = History(load=self._load_entry, show=self._show_entry)
+        self._inside = widgets.HTML()
+        for button, press in (
+            (self._generate, self._press),
+            (self._cancel, self.cancel),
+            (self._defaults, self._reset),
+            (self._dice, self._new_seed),
+        ):
+            button.on_click(functools.partial(_pressed, press))
+        buttons = widgets.Box(
+            [self._generate, self._cancel, self._dice, self._defaults], layout={"flex_flow": "row wrap"}
+        )
+        children = [self._head, self._form, buttons, self._message, self._activity, self._inside, self._history]
+        super().__init__(children)
+        self.add_class("wanlab-panel")
+        self._cancel.disabled = True
+        self._form.on_change(self._check)
+
+    # The spec and the model
+
+    @property
+    def spec(self) -> GenerationSpec:
+        """The spec that the form shows; untouched, the one it was given. Raises WanlabError for what is not legal."""
+        return self._form.spec
+
+    @spec.setter
+    def spec(self, spec: GenerationSpec) -> None:
+        _check_belongs(spec, self._definition)
+        self._form.spec = spec.with_(model=self.model_id)
+
+    @property
+    def model(self) -> Any:
+        """The model, loaded on first use. Raises WanlabError where its weights are not on this machine."""
+        if self._loader is not None and threading.current_thread() is not self._loader:
+            self._loader.join()
+        if self._model is None:
+            self._load()
+        return self._model
+
+    def _load(self) -> None:
+        from wanlab.models import load
+
+        model = load(self.model_id)
+        self._form.narrow(model.offers)
+        self._model = model
+        self._check()
+
+    def _load_in_background(self) -> None:
+        """Load if the weights are here; a download waits for Generate."""
+        if self._model is not None or self._loader is not None:
+            return
+        if catalog.on_disk(self._definition, self._workspace) is None:
+            repo = self._definition.weights.repo
+            how = f"Generate downloads {repo} first." if repo else "Its folder is missing."
+            self._say(f"The weights of {self.model_id} are not on this machine. {how}")
+            return
+        self._say(f"Loading {self.model_id} ...")
+        self._loader = threading.Thread(target=self._try_to_load, name=f"wanlab-load-{self.model_id}", daemon=True)
+        self._loader.start()
+
+    def _try_to_load(self) -> None:
+        try:
+            self._load()
+            self._say("")
+        except (WanlabError, OSError, ImportError) as error:
+            self._say(str(error), is_error=True)
+        finally:
+            self._loader = None
+
+    # What the buttons do
+
+    def submit(self) -> Any:
+        """Queue what the form says and return its Job. Raises WanlabError for settings that are not legal."""
+        from wanlab.jobs import submit
+
+        model, spec = self.model, self.spec
+        folder = None
+        if self._runs is not None:
+            folder, _ = runs.new_folder(self._runs, runs.folder_name(spec, runs.run_id(spec.id, model.fingerprint)))
+        job = submit(model, spec, on_step=self._look_at_step, folder=folder)
+        with self._lock:
+            self._jobs.append(job)
+        job.on_end(self._ended)
+        self._tick()
+        self._start_ticker()
+        return job
+
+    def generate(self) -> Any:
+        """Press the button and wait: the Result. Interrupting cancels. Raises what the generation raised."""
+        return self.submit().result()
+
+    def cancel(self) -> None:
+        """Stop the clip that runs; the queue goes on with the next one."""
+        with self._lock:
+            job = next((j for j in self._jobs if not j.done()), None)
+        if job is not None:
+            job.cancel()
+
+    def _press(self) -> None:
+        try:
+            if notebook.is_live():
+                keep_settings(self._workspace, self.model_id, self.spec)
+            self.submit()
+            self._say("")
+        except WanlabError as error:
+            self._say(str(error), is_error=True)
+
+    def _reset(self) -> None:
+        default = GenerationSpec.of({**self._definition.spec, "model": self.model_id})
+        prompt = self._form.field("text.prompt")
+        self._form.spec = default.with_(prompt=prompt.read())
+
+    def _new_seed(self) -> None:
+        self._form.field("sampling.seed").write(secrets.randbelow(2**31))
+
+    def _load_entry(self, entry: Entry) -> None:
+        try:
+            self.spec = entry.spec
+            self._say("Settings loaded.")
+        except WanlabError as error:
+            self._say(str(error), is_error=True)
+
+    def _show_entry(self, entry: Entry) -> None:
+        from wanlab.result import open_result
+
+        try:
+            self._show(open_result(entry.folder))
+        except WanlabError as error:
+            self._say(str(error), is_error=True)
+
+    # What the panel says
+
+    def _check(self) -> None:
+        """Say what is wrong with the form, and let Generate be pressed only when nothing is."""
+        problem = ""
+        try:
+            spec = self._form.spec
+            if self._model is not None:
+                from wanlab.pipeline import checked
+
+                checked(self._model, spec)
+        except WanlabError as error:
+            problem = str(error)
+        self._generate.disabled = bool(problem)
+        if problem:
+            self._say(problem, is_error=True)
+        elif self._is_error:
+            self._say("")
+
+    def _say(self, text: str, is_error: bool = False) -> None:
+        self._is_error = is_error
+        role, kind = ("alert", "wanlab-error") if is_error else ("status", "wanlab-quiet")
+        self._message.value = f'<div role="{role}" class="{kind}">{html.escape(text)}</div>' if text else ""
+
+    def _look_at_step(self, step: int, sigma: float, latents: Any, denoised: Any) -> None:
+        """Keep a preview of the estimate, in the worker's thread; the ticker shows it."""
+        now = time.monotonic()
+        if now - self._looked < _LOOK:
+            return
+        self._looked = now
+        frames = self._model.preview(denoised)
+        if frames is not None:
+            fps = float(self._form_fps)
+            self._view = frames, fps / max(1, self._model.geometry.frame_stride)
+
+    @property
+    def _form_fps(self) -> float:
+        return next((j.spec.size.fps for j in self._jobs if not j.done()), None) or 16.0
+
+    def _start_ticker(self) -> None:
+        with self._lock:
+            if self._ticker is None:
+                self._ticker = threading.Thread(target=self._tick_until_idle, name="wanlab-panel", daemon=True)
+                self._ticker.start()
+
+    def _tick_until_idle(self) -> None:
+        while True:
+            time.sleep(_TICK)
+            self._tick()
+            with self._lock:
+                if not self._jobs:
+                    self._ticker = None
+                    return
+
+    def _tick(self) -> None:
+        """Show how far the jobs are."""
+        with self._lock:
+            self._jobs = [job for job in self._jobs if not job.done()]
+            jobs = list(self._jobs)
+        self._activity.show(jobs)
+        view, self._view = self._view, None
+        if view is not None and jobs:
+            self._activity.look(*view)
+        self._cancel.disabled = not jobs
+        self._generate.description = "Add to queue" if jobs else "Generate"
+        self._generate.icon = "plus" if jobs else "play"
+
+    def _ended(self, job: Any) -> None:
+        """A job is over, in whatever way; called in the thread that ended it."""
+        if job.status == "done":
+            self.result = job.result()
+            self._show(self.result)
+        elif job.status == "cancelled":
+            self._say("Cancelled.")
+        else:
+            self._say(_reason(job), is_error=True)
+        self._tick()
+        self._refresh_history()
+
+    def _refresh_history(self) -> None:
+        if self._runs is not None and self._displays:
+            self._history.refresh(self._runs, self.model_id)
+
+    # Display
+
+    def _show(self, result: Any) -> None:
+        """Show a result below the panel, where the notebook keeps it; inside where the panel is part of a widget."""
+        if not self._displays:
+            self._inside.value = result.show(embed=True)._repr_html_() if notebook.is_live() else ""
+            return
+        page = HTML(result._repr_html_())
+        for handle in self._displays:
+            handle.update(page)
+
+    def _ipython_display_(self) -> None:
+        if not notebook.is_live():
+            display(HTML(self._static()))
+            return
+        display(super()._repr_mimebundle_(), raw=True)
+        earlier = HTML("") if self.result is None else HTML(self.result._repr_html_())
+        self._displays.append(display(earlier, display_id=True))
+        self._refresh_history()
+        self._load_in_background()
+
+    def _static(self) -> str:
+        """What a headless run shows of the panel."""
+        return f"<pre>{html.escape(repr(self))}\n{html.escape(repr(self.spec))}</pre>"
+
+    def __repr__(self) -> str:
+        return f"GeneratePanel({self.model_id!r}, {len(self._jobs)} running or queued)"
+
+
+def _checked_model(model: Any) -> Any:
+    """A loaded model. Raises WanlabError for anything else."""
+    from wanlab.models import Model
+
+    if isinstance(model, Model):
+        return model
+    raise WanlabError(
+        f"{shorten(model)} is no model", remedy='Pass what wanlab.load(...) returns, or an id: "wan_tiny"'
+    )
+
+
+def _check_belongs(spec: GenerationSpec, definition: catalog.Definition) -> None:
+    if spec.model not in (definition.id, *definition.aliases):
+        raise WanlabError(
+            f"The spec is for model {spec.model!r} and the panel for {definition.id!r}",
+            remedy=f"GeneratePanel({spec.model!r}, spec)",
+        )
+
+
+def _beside_notebook() -> Path | None:
+    """runs/ in the notebook's folder; None where no notebook is known."""
+    file = notebook.notebook_file()
+    return None if file is None else file.parent / "runs"
+
+
+def _button(text: str, icon: str, style: str, tooltip: str) -> Any:
+    return widgets.Button(description=text, icon=icon, button_style=style, tooltip=tooltip, layout={"width": "auto"})
+
+
+def _pressed(press: Any, _: Any) -> None:
+    press()
+
+
+def _reason(job: Any) -> str:
+    """Why a job failed, in one paragraph."""
+    error = job.error
+    return str(error) if isinstance(error, WanlabError) else f"{type(error).__name__}: {error}"
