@@ -5,14 +5,16 @@ from __future__ import annotations
 import html
 import io
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
 import numpy as np
 from PIL import Image
 
 from wanlab.inline import ellipsis, enlargement
-from wanlab.jobs import Job
+
+if TYPE_CHECKING:
+    from wanlab.jobs import Job
 
 _QUALITY = 80  # of the animated WebP; it lives for a fifth of a second
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -28,10 +29,17 @@ class Field:
 
     def __init__(self, name: str, schema: Schema, widget: Any) -> None:
         self.name = name
-        self.help = str(schema.get("description", ""))
         self.widget = widget
         self.widget.description = name.rpartition(".")[2]
-        self.widget.tooltip = self.help
+        self.note = widgets.HTML()
+        self.note.add_class("wanlab-help")
+        self.explain(str(schema.get("description", "")))
+
+    def explain(self, text: str) -> None:
+        """Show what the setting means, beside it and over it."""
+        self.help = text
+        self.widget.tooltip = text
+        self.note.value = f"<span>{html.escape(text)}</span>"
 
     def read(self) -> Any:
         """The value as JSON data. Raises WanlabError for a text that is none."""
@@ -46,7 +54,16 @@ class Field:
         self.widget.observe(lambda _: changed(), "value")
 
     def limit(self, smallest: int, largest: int, step: int) -> None:
-        """Bounds that a model adds."""
+        """Tell the bounds that a model adds; who leaves them is told by the check of the spec."""
+        offset = smallest % step
+        rule = (
+            ""
+            if step == 1
+            else f", a multiple of {step}"
+            if not offset
+            else f", {offset} more than a multiple of {step}"
+        )
+        self.explain(f"{self.help.partition(' Here: ')[0]} Here: {smallest} to {largest}{rule}.")
 
 
 class Words(Field):
@@ -63,9 +80,8 @@ class Words(Field):
     def choose_from(self, words: Sequence[str]) -> None:
         """Offer these words, and the present one if it is another."""
         value = self.widget.value
-        with self.widget.hold_trait_notifications():
-            self.widget.options = [*words, *([] if value in words else [value])]
-            self.widget.value = value
+        self.widget.options = [*words, *([] if value in words else [value])]
+        self.widget.value = value
 
 
 class Switch(Field):
@@ -97,12 +113,6 @@ class Number(Field):
                 self.widget.value = value
         else:
             self.widget.value = float(value)
-
-    def limit(self, smallest: int, largest: int, step: int) -> None:
-        value = self.widget.value
-        with self.widget.hold_trait_notifications():
-            self.widget.min, self.widget.max = min(smallest, value), max(largest, value)
-            self.widget.step = step
 
 
 class Line(Field):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -207,9 +206,8 @@ def _defaults(record: type[Part]) -> dict[str, Any]:
 
 def _row(field: Field, wide: bool = False) -> Any:
     """The input and its help beside it, below it where the page is narrow."""
-    text = widgets.HTML(f"<span>{html.escape(field.help)}</span>", layout={"flex": "1 1 100%" if wide else "1 1 240px"})
-    text.add_class("wanlab-help")
-    row = widgets.Box([field.widget, text], layout={"flex_flow": "row wrap", "align_items": "center"})
+    field.note.layout.flex = "1 1 100%" if wide else "1 1 240px"
+    row = widgets.Box([field.widget, field.note], layout={"flex_flow": "row wrap", "align_items": "center"})
     row.add_class("wanlab-row")
     return row
 

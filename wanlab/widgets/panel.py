@@ -54,14 +54,14 @@ class GeneratePanel(widgets.VBox):
         self._workspace = find_workspace()
         self._model = None if isinstance(model, str) else _checked_model(model)
         self._definition = catalog.find(model) if self._model is None else self._model.definition
-        self.model_id: str = self._definition.id
+        self._id: str = self._definition.id
         self._runs = Path(runs) if runs is not None else _beside_notebook()
         self._jobs: list[Any] = []
         self._lock = threading.Lock()
         self._ticker: threading.Thread | None = None
         self._loader: threading.Thread | None = None
         self._looked = 0.0
-        self._view: tuple[Any, float] | None = None
+        self._latest: tuple[Any, float] | None = None
         self._displays: list[Any] = []
         first, note = self._first_spec(spec, restore, changes)
         self._build(first)
@@ -72,19 +72,19 @@ class GeneratePanel(widgets.VBox):
         self, spec: GenerationSpec | None, restore: bool | None, changes: dict[str, Any]
     ) -> tuple[GenerationSpec, str]:
         """What the form starts with, and a sentence about where it comes from."""
-        default = GenerationSpec.of({**self._definition.spec, "model": self.model_id})
+        default = GenerationSpec.of({**self._definition.spec, "model": self._id})
         if spec is not None:
             _check_belongs(spec, self._definition)
-            return spec.with_(model=self.model_id, **changes), ""
+            return spec.with_(model=self._id, **changes), ""
         if restore is None:
             restore = notebook.is_live() and not changes
-        last, note = settings_or_why(self._workspace, self.model_id) if restore else (None, "")
+        last, note = settings_or_why(self._workspace, self._id) if restore else (None, "")
         if last is not None:
             note = "Your last settings of this model. Defaults brings back the model's own."
         return (last or default).with_(**changes), note
 
     def _build(self, spec: GenerationSpec) -> None:
-        title = html.escape(self._definition.title or self.model_id)
+        title = html.escape(self._definition.title or self._id)
         self._head = widgets.HTML(f"{STYLE}<b>{title}</b>")
         self._form = SpecForm(spec, None if self._model is None else self._model.offers)
         self._generate = _button("Generate", "play", "primary", "Make a clip with these settings")
@@ -121,7 +121,7 @@ class GeneratePanel(widgets.VBox):
     @spec.setter
     def spec(self, spec: GenerationSpec) -> None:
         _check_belongs(spec, self._definition)
-        self._form.spec = spec.with_(model=self.model_id)
+        self._form.spec = spec.with_(model=self._id)
 
     @property
     def model(self) -> Any:
@@ -135,7 +135,7 @@ class GeneratePanel(widgets.VBox):
     def _load(self) -> None:
         from wanlab.models import load
 
-        model = load(self.model_id)
+        model = load(self._id)
         self._form.narrow(model.offers)
         self._model = model
         self._check()
@@ -147,10 +147,10 @@ class GeneratePanel(widgets.VBox):
         if catalog.on_disk(self._definition, self._workspace) is None:
             repo = self._definition.weights.repo
             how = f"Generate downloads {repo} first." if repo else "Its folder is missing."
-            self._say(f"The weights of {self.model_id} are not on this machine. {how}")
+            self._say(f"The weights of {self._id} are not on this machine. {how}")
             return
-        self._say(f"Loading {self.model_id} ...")
-        self._loader = threading.Thread(target=self._try_to_load, name=f"wanlab-load-{self.model_id}", daemon=True)
+        self._say(f"Loading {self._id} ...")
+        self._loader = threading.Thread(target=self._try_to_load, name=f"wanlab-load-{self._id}", daemon=True)
         self._loader.start()
 
     def _try_to_load(self) -> None:
@@ -194,14 +194,14 @@ class GeneratePanel(widgets.VBox):
     def _press(self) -> None:
         try:
             if notebook.is_live():
-                keep_settings(self._workspace, self.model_id, self.spec)
+                keep_settings(self._workspace, self._id, self.spec)
             self.submit()
             self._say("")
         except WanlabError as error:
             self._say(str(error), is_error=True)
 
     def _reset(self) -> None:
-        default = GenerationSpec.of({**self._definition.spec, "model": self.model_id})
+        default = GenerationSpec.of({**self._definition.spec, "model": self._id})
         prompt = self._form.field("text.prompt")
         self._form.spec = default.with_(prompt=prompt.read())
 
@@ -256,7 +256,7 @@ class GeneratePanel(widgets.VBox):
         frames = self._model.preview(denoised)
         if frames is not None:
             fps = float(self._form_fps)
-            self._view = frames, fps / max(1, self._model.geometry.frame_stride)
+            self._latest = frames, fps / max(1, self._model.geometry.frame_stride)
 
     @property
     def _form_fps(self) -> float:
@@ -283,7 +283,7 @@ class GeneratePanel(widgets.VBox):
             self._jobs = [job for job in self._jobs if not job.done()]
             jobs = list(self._jobs)
         self._activity.show(jobs)
-        view, self._view = self._view, None
+        view, self._latest = self._latest, None
         if view is not None and jobs:
             self._activity.look(*view)
         self._cancel.disabled = not jobs
@@ -304,7 +304,7 @@ class GeneratePanel(widgets.VBox):
 
     def _refresh_history(self) -> None:
         if self._runs is not None and self._displays:
-            self._history.refresh(self._runs, self.model_id)
+            self._history.refresh(self._runs, self._id)
 
     # Display
 
@@ -332,7 +332,7 @@ class GeneratePanel(widgets.VBox):
         return f"<pre>{html.escape(repr(self))}\n{html.escape(repr(self.spec))}</pre>"
 
     def __repr__(self) -> str:
-        return f"GeneratePanel({self.model_id!r}, {len(self._jobs)} running or queued)"
+        return f"GeneratePanel({self._id!r}, {len(self._jobs)} running or queued)"
 
 
 def _checked_model(model: Any) -> Any:

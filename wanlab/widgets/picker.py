@@ -19,12 +19,12 @@ _FILES = 6  # missing files that are named
 
 
 class ModelPicker(widgets.VBox):
-    """Choose a model: `picker.model_id` is the chosen id, `picker.load()` loads it, `refresh()` looks at the disk again.
+    """Choose a model: `picker.value` is its id, `picker.load()` loads it, `refresh()` looks at the disk again.
 
     Headless it shows the catalogue's table.
     """
 
-    model_id = traitlets.Unicode(help="Id of the chosen model, for wanlab.load and GeneratePanel.")
+    value = traitlets.Unicode(help="Id of the chosen model, for wanlab.load and GeneratePanel.")
 
     def __init__(self, model_id: str | None = None, *, workspace: Workspace | None = None) -> None:
         self._workspace = workspace or find_workspace()
@@ -41,7 +41,7 @@ class ModelPicker(widgets.VBox):
         super().__init__([widgets.HTML(STYLE), row])
         self.add_class("wanlab-panel")
         self._list(model_id or next((row.id for row in self._rows.values() if row.on_disk), next(iter(self._rows))))
-        self._family.observe(lambda _: self._list(self.model_id), "value")
+        self._family.observe(lambda _: self._list(self.value), "value")
         self._models.observe(self._chosen, "value")
         self._again.on_click(lambda _: self.refresh())
 
@@ -49,12 +49,12 @@ class ModelPicker(widgets.VBox):
         """`wanlab.load` of the chosen model; a model that is not on this machine is downloaded."""
         from wanlab.models import load
 
-        return load(self.model_id, device, **weights)
+        return load(self.value, device, **weights)
 
     def refresh(self) -> None:
         """Ask the disk again."""
         self._rows = {row.id: row for row in catalog.catalogue(self._workspace)}
-        self._list(self.model_id)
+        self._list(self.value)
 
     def _list(self, chosen: str) -> None:
         """Show the models of the family, those on this disk first, with `chosen` marked if it is one of them."""
@@ -63,9 +63,8 @@ class ModelPicker(widgets.VBox):
         rows.sort(key=lambda row: (not row.on_disk, row.family, row.id))
         options = [(f"{'●' if row.on_disk else '○'} {row.id}", row.id) for row in rows]
         value = chosen if chosen in {row.id for row in rows} else rows[0].id
-        with self._models.hold_trait_notifications():
-            self._models.options = options
-            self._models.value = value
+        self._models.options = options
+        self._models.value = value
         self._show(value)
 
     def _chosen(self, change: Any) -> None:
@@ -73,7 +72,7 @@ class ModelPicker(widgets.VBox):
             self._show(change["new"])
 
     def _show(self, model_id: str) -> None:
-        self.model_id = model_id
+        self.value = model_id
         self._details.value = describe(self._rows[model_id], self._workspace)
 
     def _ipython_display_(self) -> None:
@@ -83,7 +82,7 @@ class ModelPicker(widgets.VBox):
             display(HTML(catalog.catalogue(self._workspace)._repr_html_()))
 
     def __repr__(self) -> str:
-        return f"ModelPicker({self.model_id!r})"
+        return f"ModelPicker({self.value!r})"
 
 
 def describe(row: catalog.Row, workspace: Workspace) -> str:
