@@ -155,10 +155,10 @@ def test_decode_equals_the_pipelines(wan: Pair, flux: Pair) -> None:
     )
 
 
-def raising_at(call: int) -> Callable[[], None]:
+def raising_at(call: int) -> Callable[[float], None]:
     count = itertools.count()
 
-    def check() -> None:
+    def check(share: float) -> None:
         if next(count) == call:
             raise KeyboardInterrupt
 
@@ -193,12 +193,12 @@ def test_whole_clip_decode_equals_chunks(kind: str, frames: int, monkeypatch: py
     exact = vae.double().decode(latents.double(), return_dict=False)[0]
     assert relative(decode_clip(vae, latents.double()), exact) <= 1e-12
     theirs = vae.float().decode(latents, return_dict=False)[0]
-    calls: list[int] = []
-    ours = decode_clip(vae, latents, lambda: calls.append(1))
+    calls: list[float] = []
+    ours = decode_clip(vae, latents, calls.append)
     assert ours.shape == theirs.shape
     assert relative(ours, theirs) <= 1e-6
     assert WanResample.forward is forward
-    assert len(calls) == len(vae.decoder.up_blocks)
+    assert calls == [i / len(vae.decoder.up_blocks) for i in range(len(vae.decoder.up_blocks))]
     monkeypatch.setattr(_wan_vae, "WHOLE_CLIP_BYTES", 0)
     assert torch.equal(decode_clip(vae, latents), theirs)
     for stop_at in range(frames):

@@ -20,7 +20,7 @@ from wanlab.result import Result
 from wanlab.sampling import OnStep
 from wanlab.spec import GenerationSpec
 from wanlab.stages import held
-from wanlab.watch import Interrupts, Watch
+from wanlab.watch import Interrupts, Lines, Watch
 
 
 def generate(
@@ -30,9 +30,12 @@ def generate(
 
     The spec alone decides the outcome. Waits while another thread uses the model. `on_step(step, sigma, latents,
     denoised)` is called after each step. On Ctrl-C or an error nothing stays attached and the next run equals a fresh
-    one. Raises WanlabError for a setting the model cannot follow.
+    one. A long run tells its progress on stderr, or in one line of a live notebook. Raises WanlabError for a setting
+    the model cannot follow.
     """
-    return run(model, full_spec(model, spec, **changes), Watch(on_step))
+    spec = full_spec(model, spec, **changes)
+    with Watch(on_step, Lines()) as watch:
+        return run(model, spec, watch)
 
 
 def full_spec(model: Any, spec: GenerationSpec | None = None, /, **changes: Any) -> GenerationSpec:
@@ -61,12 +64,15 @@ def checked(model: Any, spec: GenerationSpec) -> GenerationSpec:
 
 
 def run(model: Any, spec: GenerationSpec, watch: Watch) -> Result:
-    """`generate` for a full spec and a watcher, who may cancel it; raises `watch.Cancelled` then."""
+    """`generate` for a full spec and a watch that the caller has entered; raises `Cancelled` when the watch says so."""
     resolved = checked(model, spec)
+    num_steps = len(model.experts(resolved))
+    watch.expect((model.id, str(model.device), *model.latent_shape(resolved)), num_steps)
     started = runs.now()
     with (
         Interrupts() as interrupts,
         held(model, spec, interrupts, watch.check),
+        model.checking(watch.check),
         Gauge(model.device, watch) as gauge,
         interrupts.let_through(),
     ):
@@ -75,12 +81,12 @@ def run(model: Any, spec: GenerationSpec, watch: Watch) -> Result:
             text = stages.encode_text(model, spec)
         with gauge.stage("conditions"):
             conditions = stages.encode_conditions(model, spec)
-        with gauge.stage("denoise", len(model.experts(resolved))):
+        with gauge.stage("denoise", num_steps):
             latents, ran = stages.denoise_recorded(model, spec, text, conditions, on_step=watch.on_step)
         with gauge.stage("decode"):
-            media = stages.decode(model, spec, latents, watch.check)
+            media = stages.decode(model, spec, latents, watch.part)
         with gauge.stage("post"):
-            media = stages.post(spec, media)
+            media = stages.post(spec, media, watch.part)
         latents = latents.to("cpu", torch.float32)
     ran |= {"text_tokens": model.count_tokens(spec), "attachments": attachments}
     record = _record(model, spec, started, gauge, {"spec": resolved.to_dict(), "ran": ran})
@@ -121,11 +127,9 @@ class Gauge:
             torch.cuda.reset_peak_memory_stats(self._device)
         return self
 
-    def __exit__(self, kind: object, *_: object) -> None:
+    def __exit__(self, *_: object) -> None:
         self.seconds["total"] = time.perf_counter() - self._started
         self.peak_bytes = peak_bytes(self._device)
-        if kind is None:
-            self._watch.finish()
 
     @contextmanager
     def stage(self, name: str, num_steps: int = 0) -> Iterator[None]:

@@ -98,27 +98,31 @@ class Result:
 
     def _comment(self) -> str:
         """What travels inside the file: the spec, without prompts if it says so, and the run's id."""
-        spec = _publishable(self.spec)
+        spec = publishable(self.spec)
         return json.dumps({"wanlab": {"spec": json.loads(spec.to_json()), "run": self.run_id}}, ensure_ascii=False)
 
-    def _published_record(self) -> runs.RunRecord:
+    def published_record(self) -> runs.RunRecord:
         """The record as it is written: without prompts if the spec says so."""
         if not self.spec.output.strip_prompt:
             return self.record
-        record, resolved = self.record.with_(spec=_publishable(self.spec).to_dict()), self.resolved
+        record, resolved = self.record.with_(spec=publishable(self.spec).to_dict()), self.resolved
         if resolved is None:
             return record
-        return record.with_(resolved={**record.resolved, "spec": _publishable(resolved).to_dict()})
+        return record.with_(resolved={**record.resolved, "spec": publishable(resolved).to_dict()})
 
     def _save_folder(self, folder: Path) -> Path:
+        runs.write_run(folder, self.published_record(), self.artifacts())
+        return folder
+
+    def artifacts(self) -> dict[str, runs.Source]:
+        """The files of a run folder: the picture, which is encoded when it is written, and the latents."""
         from safetensors.torch import save
 
         picture = "image.png" if len(self.frames) == 1 else "video.mp4"
         artifacts: dict[str, runs.Source] = {picture: self._save_picture}
         if self.latents is not None:
             artifacts["latents.safetensors"] = save({"latents": self.latents.contiguous()})
-        runs.write_run(folder, self._published_record(), artifacts)
-        return folder
+        return artifacts
 
     def _save_picture(self, path: Path) -> None:
         if len(self.frames) == 1:
@@ -142,7 +146,7 @@ class Result:
         return f"Result({shorten(self.spec.text.prompt, 120)} · {self._facts()})"
 
 
-def _publishable(spec: GenerationSpec) -> GenerationSpec:
+def publishable(spec: GenerationSpec) -> GenerationSpec:
     """The spec without prompts, if it asks for that."""
     return spec.with_(prompt="", negative_prompt="") if spec.output.strip_prompt else spec
 
@@ -188,7 +192,9 @@ def _open_folder(folder: Path) -> Result:
     record = runs.read_run(folder)
     if record.status != "ok":
         why = f": {record.error.message}" if record.error else ""
-        raise WanlabError(f"The run in {folder} is {record.status}{why}", remedy="Generate it again from its spec.")
+        alive = record.status in ("pending", "running")
+        remedy = "Wait for its end." if alive else "Generate it again from its spec."
+        raise WanlabError(f"The run in {folder} is {record.status}{why}", remedy=remedy)
     names = {entry.path for entry in record.artifacts}
     picture = next((name for name in ("video.mp4", "image.png") if name in names), "video.mp4")
     frames, fps, _ = _read_picture(runs.artifact(folder, record, picture))

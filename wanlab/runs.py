@@ -106,11 +106,18 @@ def run_id(spec_id: str, fingerprint: str) -> str:
     return hashlib.sha256(f"{spec_id}\n{fingerprint}\n{NUMERICS}".encode()).hexdigest()[:12]
 
 
+def queue_run(folder: str | Path, record: RunRecord) -> RunRecord:
+    """Write `record` as waiting in this process, which is to `beat` it as a running one."""
+    record = record.with_(status="pending", host=socket.gethostname(), pid=os.getpid(), heartbeat=now())
+    _write_record(Path(folder), record)
+    return record
+
+
 def begin_run(folder: str | Path, record: RunRecord) -> RunRecord:
     """Write `record` as running in this process; `beat` it at least once a minute or others see it as crashed.
 
-    For sweeps, whose workers find out from these records what another worker has in hand and what died in its hands;
-    `generate` and `Result.save` write only runs that ended.
+    For jobs with a folder and for sweeps, whose workers find out from these records what another worker has in hand
+    and what died in its hands; `generate` and `Result.save` write only runs that ended.
     """
     time = now()
     record = record.with_(
@@ -121,7 +128,7 @@ def begin_run(folder: str | Path, record: RunRecord) -> RunRecord:
 
 
 def beat(folder: str | Path, record: RunRecord) -> RunRecord:
-    """Tell other processes that a running record is alive; for the worker of a sweep that began it."""
+    """Tell other processes that a pending or running record is alive; for the process that wrote it."""
     record = record.with_(heartbeat=now())
     _write_record(Path(folder), record)
     return record
@@ -195,7 +202,7 @@ def _text(record: RunRecord) -> str:
 
 
 def read_run(folder: str | Path) -> RunRecord:
-    """The record of a run folder; one that claims to run but is stale reads as crashed.
+    """The record of a run folder; one that claims to wait or to run but is stale reads as crashed.
 
     Raises `WanlabError` for a folder without run.json, an unreadable one and one of a newer schema.
     """
@@ -220,7 +227,8 @@ def _migrated(data: Any, path: Path) -> dict[str, Any]:
 
 
 def _is_stale(record: RunRecord) -> bool:
-    if record.status != "running":
+    planned = record.status == "pending" and record.pid is None  # nobody has it in hand yet
+    if record.status not in ("pending", "running") or planned:
         return False
     if record.host == socket.gethostname() and record.pid is not None and not _is_alive(record.pid):
         return True

@@ -22,6 +22,7 @@ from torch import Tensor
 from wanlab import attention, caches
 from wanlab.errors import shorten
 from wanlab.guidance import predict
+from wanlab.models.base import Check
 from wanlab.registry import GUIDANCE, SAMPLERS
 from wanlab.sampling import OnStep, Sampler, SamplerState, Velocity, draw, sample
 from wanlab.sites import Conditions, StepContext, compiling
@@ -91,13 +92,21 @@ def denoise_recorded(
 
 
 @torch.no_grad()
-def decode(model: Any, spec: GenerationSpec, latents: Tensor, check: Callable[[], None] | None = None) -> Any:
-    """Media of one sample: frames (T, H, W, 3) uint8, audio, fps; `check` is called between parts, and may raise."""
-    return model.decode(spec.resolve(model), latents, cancel=check)
+def decode(model: Any, spec: GenerationSpec, latents: Tensor, check: Check | None = None) -> Any:
+    """Media of one sample: frames (T, H, W, 3) uint8, audio, fps.
+
+    `check(share)` is called between parts with the share of the work that is done, and may raise to stop.
+    """
+    return model.decode(spec.resolve(model), latents, check)
 
 
-def post(spec: GenerationSpec, media: Any) -> Any:
-    """Postprocess as the spec's part `post` says; it has no methods yet, so the media comes back as it is."""
+def post(spec: GenerationSpec, media: Any, check: Check | None = None) -> Any:
+    """Postprocess as the spec's part `post` says; it has no methods yet, so the media comes back as it is.
+
+    `check` as in `decode`.
+    """
+    if check is not None:
+        check(0.0)
     assert not spec.post.model_dump(), "a post method without a runner"
     return media
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -132,13 +132,23 @@ def _single(place: Path) -> list[Path]:
     raise WanlabError(f"{place} holds no safetensors file", remedy="Download the component's weights into this folder")
 
 
+def _go_on() -> None:
+    """The check of a caller who has none."""
+
+
 def load_module(
-    cls: type[Module], folder: Path, component: str, dtype: torch.dtype, device: torch.device | str = "cpu"
+    cls: type[Module],
+    folder: Path,
+    component: str,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    check: Callable[[], None] = _go_on,
 ) -> Module:
     """Build `cls` from `folder/component` with its weights, in eval mode; equal to `cls.from_pretrained`.
 
     Parameters are made without memory, filled straight from the files and cast to `dtype`, except those that the
-    class keeps in float32. Buffers that are not in the file (RoPE tables) stay float32.
+    class keeps in float32. Buffers that are not in the file (RoPE tables) stay float32. `check` is called before each
+    tensor is read and may raise to stop; nothing stays in memory then.
     Raises `WanlabError` for files that do not pass the gate, and for keys that are missing, unexpected or of another
     shape, values that are NaN or infinite, and numbers of another format (8 bits).
     """
@@ -149,7 +159,10 @@ def load_module(
     kept = _kept_in_float32(module, dtype)
     state: dict[str, torch.Tensor] = {}
     for file in headers:
-        state.update(_tensors(file, names[file], dtype, kept, device))
+        for name, tensor in _tensors(file, names[file], dtype, kept, device):
+            check()
+            state[name] = tensor
+    check()
     _refuse_nan(state, {name: file for file in headers for name in names[file].values()})
     for target, source in _tied(module).items():
         if source not in state and target in state:

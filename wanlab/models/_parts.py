@@ -21,6 +21,7 @@ class ModelPart:
         self._folder = folder
         self._load = load
         self._module: nn.Module | None = None
+        self._handles: list[Any] = []
 
     @property
     def loaded(self) -> bool:
@@ -40,6 +41,19 @@ class ModelPart:
         if self._module is None:
             self._module = self._load()
         return self._module
+
+    def stop_at_blocks(self, check: Callable[[], None]) -> None:
+        """Call `check` before each block of the network (the entries of its lists) until `forget_stops`."""
+        if self._handles:
+            return
+        lists = (module for module in self.module.modules() if isinstance(module, nn.ModuleList))
+        for block in (block for entries in lists for block in entries):
+            self._handles.append(block.register_forward_pre_hook(lambda *_: check()))
+
+    def forget_stops(self) -> None:
+        """Undo `stop_at_blocks`."""
+        while self._handles:
+            self._handles.pop().remove()
 
     def __repr__(self) -> str:
         state = "loaded" if self.loaded else "on disk"

@@ -20,13 +20,17 @@ WHOLE_CLIP_BYTES = 2 << 30
 _ALIVE = 9  # tensors of the largest size that are in memory at once, workspaces included (measured on a CPU)
 
 
-def decode_clip(vae: Any, latents: Tensor, check: Callable[[], None] | None = None) -> Tensor:
+def decode_clip(vae: Any, latents: Tensor, check: Callable[[float], None] | None = None) -> Tensor:
     """Pixels (B, 3, T, H, W) in [-1, 1] from denormalised latents (B, C, t, h, w), on the whole clip where it is small.
 
-    `check` is called between blocks or frames and may raise to stop. A VAE set to tile or slice does so.
+    `check(share)` is called between blocks or frames with the share of them that is done; it may raise to stop. A VAE
+    set to tile or slice does so, without calls.
     """
     if vae.use_tiling or vae.use_slicing:
-        return vae.decode(latents, return_dict=False)[0]  # type: ignore[no-any-return]
+        try:
+            return vae.decode(latents, return_dict=False)[0]  # type: ignore[no-any-return]
+        finally:
+            vae.clear_cache()  # which diffusers leaves filled after an error
     whole = whole_clip_bytes(vae, latents) <= WHOLE_CLIP_BYTES
     x = (_whole_clip if whole else _by_frames)(vae, vae.post_quant_conv(latents), check or _go_on)
     if vae.config.patch_size is not None:
@@ -34,26 +38,26 @@ def decode_clip(vae: Any, latents: Tensor, check: Callable[[], None] | None = No
     return x.clamp_(-1.0, 1.0)
 
 
-def _go_on() -> None:
+def _go_on(share: float) -> None:
     """The check of a caller who has none."""
 
 
-def _whole_clip(vae: Any, x: Tensor, check: Callable[[], None]) -> Tensor:
-    decoder = vae.decoder
+def _whole_clip(vae: Any, x: Tensor, check: Callable[[float], None]) -> Tensor:
+    decoder, num_blocks = vae.decoder, len(vae.decoder.up_blocks)
     x = decoder.mid_block(decoder.conv_in(x))
-    for block in decoder.up_blocks:
-        check()
+    for i, block in enumerate(decoder.up_blocks):
+        check(i / num_blocks)
         x = _up(block, x)
     return cast(Tensor, decoder.conv_out(decoder.nonlinearity(decoder.norm_out(x))))
 
 
-def _by_frames(vae: Any, x: Tensor, check: Callable[[], None]) -> Tensor:
+def _by_frames(vae: Any, x: Tensor, check: Callable[[float], None]) -> Tensor:
     """diffusers' own loop, which can be stopped between latent frames."""
     vae.clear_cache()
     frames = []
     try:
         for i in range(x.shape[2]):
-            check()
+            check(i / x.shape[2])
             frame, first = x[:, :, i : i + 1], i == 0
             frames.append(vae.decoder(frame, feat_cache=vae._feat_map, feat_idx=[0], first_chunk=first))
     finally:

@@ -30,6 +30,8 @@ from wanlab.spec import GenerationSpec
 
 TextEmbeddings = dict[str, dict[str, Tensor]]
 """{"prompt": {"embeds": (B, L, D), ...}, "negative_prompt": {...}}; the second only where guidance needs it."""
+Check = Callable[[float], None]
+"""Called between the parts of a stage with the share (0 to 1) that is done; may raise to stop."""
 START_SIGMA = 0.9
 """Noise level below which pure noise is no start: the network would see more noise than it is told of."""
 _RGB = ("factors", "bias")
@@ -89,8 +91,9 @@ class Model(abc.ABC):
         self.experts_present = tuple(name for name in EXPERTS if name in self.index)
         self.parts = {name: self._part(name) for name in (*self.encoders, *self.experts_present, "vae")}
         check_architecture(self)
-        self.stacks = Stacks(self.experts_present, self._build_stack)
+        self.stacks = Stacks(self.experts_present, self._stack)
         self._hooks: list[Callable[[StepContext], None]] = []
+        self._check: Callable[[], None] | None = None
 
     # Parts
 
@@ -102,7 +105,7 @@ class Model(abc.ABC):
     def _part(self, name: str) -> ModelPart:
         dtype = self.vae_dtype if name == "vae" else self.dtype
         cls = self.component_class(name)
-        load = functools.partial(weights.load_module, cls, self.folder, name, dtype, self.device)
+        load = functools.partial(weights.load_module, cls, self.folder, name, dtype, self.device, self.check)
         return ModelPart(name, self.folder, dtype, load)
 
     @contextmanager
@@ -110,7 +113,37 @@ class Model(abc.ABC):
         """The named network, on the model's device while inside; everything that was used stays there."""
         if name not in self.parts:
             raise WanlabError(f"{self.id} has no part {name!r}", choices=self.parts)
-        yield self.parts[name].module
+        part = self.parts[name]
+        if self._watched and name not in self.experts_present:  # experts stop in their stack, outside compiled blocks
+            part.stop_at_blocks(self.check)
+        yield part.module
+
+    # Stopping
+
+    @contextmanager
+    def checking(self, check: Callable[[], None]) -> Iterator[None]:
+        """Call `check` wherever a stage can stop while inside; it may raise.
+
+        That is before each tensor that is read from disk, each forward of a step, and each block of the networks. Only
+        for the thread that holds the lock: another one that uses a network meanwhile is not asked.
+        """
+        before, self._check = self._check, check
+        try:
+            yield
+        finally:
+            self._check = before
+            if before is None:
+                for part in self.parts.values():
+                    part.forget_stops()
+
+    @property
+    def _watched(self) -> bool:
+        return self._check is not None and not self.lock.held_elsewhere
+
+    def check(self) -> None:
+        """A moment at which the generation may stop: asks the `check` of `checking`, if there is one."""
+        if self._check is not None and not self.lock.held_elsewhere:
+            self._check()
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -233,7 +266,8 @@ class Model(abc.ABC):
         self._hooks = [other for other in self._hooks if other is not hook]
 
     def begin(self, ctx: StepContext) -> None:
-        """Tell every attachment where the run is; called before each forward."""
+        """Tell every attachment where the run is; called before each forward, and a moment to stop."""
+        self.check()
         for hook in tuple(self._hooks):
             hook(ctx)
 
@@ -246,6 +280,11 @@ class Model(abc.ABC):
         hooks = [getattr(hook.func, "__qualname__", type(hook.func).__name__) for hook in self._hooks]
         sites = [text for stack in self.stacks.built() for text in stack.attachments()]
         return [*(f"on_begin: {name}" for name in hooks), *sites]
+
+    def _stack(self, expert: str) -> Stack:
+        stack = self._build_stack(expert)
+        stack.before_block = self.check
+        return stack
 
     @abc.abstractmethod
     def _build_stack(self, expert: str) -> Stack:
@@ -306,12 +345,12 @@ class Model(abc.ABC):
         return NO_CONDITIONS
 
     @abc.abstractmethod
-    def decode_pixels(self, latents: Tensor, check: Callable[[], None] | None = None) -> Tensor:
-        """Pixels (B, 3, T, H, W) in [-1, 1] from latents (B, C, T, H, W); `check` is called between parts."""
+    def decode_pixels(self, latents: Tensor, check: Check | None = None) -> Tensor:
+        """Pixels (B, 3, T, H, W) in [-1, 1] from latents (B, C, T, H, W); `check(share done)` between parts."""
 
     @torch.no_grad()
-    def decode(self, spec: GenerationSpec, latents: Tensor, cancel: Callable[[], None] | None = None) -> Media:
-        """The media of one sample. `cancel` is called now and then, and raises if the caller wants to stop.
+    def decode(self, spec: GenerationSpec, latents: Tensor, check: Check | None = None) -> Media:
+        """The media of one sample. `check(share)` is called between parts with the share done; it may raise to stop.
 
         Raises WanlabError for a batch of more than one, and for latents that are not finite.
         """
@@ -320,9 +359,9 @@ class Model(abc.ABC):
             raise WanlabError(f"decode takes one sample, not {tuple(latents.shape)}", remedy="Pass latents[i : i + 1]")
         if not bool(latents.isfinite().all()):
             raise WanlabError("The latents hold NaN or infinity", remedy="Use fewer extremes: guidance, dtype, steps")
-        if cancel is not None:
-            cancel()
-        pixels = self.decode_pixels(latents.to(self.device), cancel)[0].float()
+        if check is not None:
+            check(0.0)
+        pixels = self.decode_pixels(latents.to(self.device), check)[0].float()
         unit = (pixels * 0.5 + 0.5).clamp_(0, 1).mul_(255).round_()  # as diffusers writes pictures
         return Media(unit.to(torch.uint8).permute(1, 2, 3, 0).contiguous().cpu().numpy(), float(spec.size.fps))
 

@@ -21,7 +21,7 @@ from wanlab.attention.sdpa import sdpa
 from wanlab.errors import WanlabError
 from wanlab.models._processor import SiteProcessor
 from wanlab.models._tokenizer import count_tokens, load_tokenizer
-from wanlab.models.base import Geometry, Model
+from wanlab.models.base import Check, Geometry, Model
 from wanlab.registry import FAMILIES
 from wanlab.sites import AttentionSite, BlockPlan, Branch, Layout, Stack, StepContext, Streams
 from wanlab.spec import GenerationSpec
@@ -166,7 +166,7 @@ class Flux(Model):
             hidden = encoder(long, output_hidden_states=False)[0]
         return {"embeds": hidden.to(self.dtype), "pooled": pooled.to(self.dtype)}
 
-    def decode_pixels(self, latents: Tensor, check: Callable[[], None] | None = None) -> Tensor:
+    def decode_pixels(self, latents: Tensor, check: Check | None = None) -> Tensor:
         with self.resident("vae") as vae:
             scaled = latents.squeeze(2).to(self.vae_dtype) / vae.config.scaling_factor + vae.config.shift_factor
             return cast(Tensor, vae.decode(scaled, return_dict=False)[0]).unsqueeze(2)

@@ -20,7 +20,7 @@ from wanlab.attention.sdpa import sdpa
 from wanlab.models._processor import SiteProcessor
 from wanlab.models._tokenizer import count_tokens, load_tokenizer
 from wanlab.models._wan_vae import decode_clip
-from wanlab.models.base import Geometry, Model
+from wanlab.models.base import Check, Geometry, Model
 from wanlab.registry import FAMILIES
 from wanlab.sites import AttentionSite, BlockPlan, Branch, Layout, Stack, StepContext, Streams
 
@@ -120,7 +120,7 @@ class Wan(Model):
             hidden = encoder(found.input_ids.to(self.device), mask).last_hidden_state
         return {"embeds": hidden.masked_fill(mask.unsqueeze(-1) == 0, 0.0).to(self.dtype)}
 
-    def decode_pixels(self, latents: Tensor, check: Callable[[], None] | None = None) -> Tensor:
+    def decode_pixels(self, latents: Tensor, check: Check | None = None) -> Tensor:
         with self.resident("vae") as vae:
             latents = latents.to(self.vae_dtype)
             mean, std = (

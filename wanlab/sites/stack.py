@@ -75,6 +75,8 @@ class Stack:
         }
         self.entries = [self._entry(plan) for plan in plans]
         self.site = Site(name, "stack", self._run, self.lock)
+        self.before_block: Callable[[], None] | None = None
+        """Called before each block, outside compiled code; may raise to stop."""
         self.uncompiled: set[str] = set()
         """Blocks that ran uncompiled although compilation was asked for, because something observes their inside."""
 
@@ -90,6 +92,8 @@ class Stack:
 
     def _run(self, streams: Streams, start: int = 0, stop: int | None = None) -> Streams:
         for entry in self.entries[start:stop]:
+            if self.before_block is not None:
+                self.before_block()
             streams = entry.site(streams)
         return streams
 

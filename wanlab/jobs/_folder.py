@@ -1,0 +1,153 @@
+"""The record that a job keeps in its folder from the moment it is submitted to its end."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+import traceback
+import weakref
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wanlab import runs
+from wanlab.errors import WanlabError, shorten
+from wanlab.files import PART
+from wanlab.result import Result, publishable
+from wanlab.spec import GenerationSpec
+from wanlab.watch import Cancelled
+
+BEAT_SECONDS = 15.0
+_TAIL = 4000  # characters of a traceback that are kept
+_AGAIN = ("crashed", "failed", "cancelled", "oom")
+_log = logging.getLogger(__name__)
+
+
+class JobFolder:
+    """A run folder while its job waits and runs: `pending`, `running`, then what became of it.
+
+    Beaten by a thread of this process, so that neither a long step nor a long queue is taken for a crash. Raises
+    WanlabError for a folder that holds a run which ended well or is in hand, and for one that cannot be written.
+    """
+
+    def __init__(self, path: str | Path, model: Any, spec: GenerationSpec) -> None:
+        self.path = _free(path)
+        self._lock = threading.Lock()
+        self._ended = False
+        record = runs.RunRecord(
+            id=runs.run_id(spec.id, model.fingerprint),
+            spec=publishable(spec).to_dict(),
+            seeds=[spec.sampling.seed],
+            fingerprint=model.fingerprint,
+            env=runs.environment(),
+            attempt=_attempt(self.path),
+        )
+        self._record = runs.queue_run(self.path, record)
+        _heart.watch(self)
+
+    def begin(self) -> None:
+        """Note that the job runs."""
+        with self._lock:
+            self._record = runs.begin_run(self.path, self._record)
+
+    def beat(self) -> None:
+        """Note that this process is alive; nothing once the run has ended."""
+        with self._lock:
+            if not self._ended:
+                self._record = runs.beat(self.path, self._record)
+
+    def save(self, result: Result) -> None:
+        """Write the complete run and tell the result where it is."""
+        result.record = result.record.with_(attempt=self._record.attempt)
+        part = self.path / f"{PART}encoded"
+        try:
+            artifacts = result.artifacts()
+            for name, source in artifacts.items():
+                if callable(source):  # encoding may take minutes, in which the beats go on
+                    source(part)
+                    artifacts[name] = part
+            with self._lock:
+                written = runs.write_run(self.path, result.published_record(), artifacts)
+                self._ended = True
+        finally:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+        result.record, result.path = result.record.with_(artifacts=written.artifacts), self.path
+
+    def fail(self, error: BaseException) -> None:
+        """Write why the run did not end well; what the disk refuses is logged, as the job has an error already."""
+        kind = "failed"
+        if isinstance(error, Cancelled):
+            kind = "cancelled"
+        elif isinstance(error, torch.cuda.OutOfMemoryError):
+            kind = "oom"
+        tail = "" if kind == "cancelled" else "".join(traceback.format_exception(error))[-_TAIL:]
+        why = runs.Failure(type=type(error).__name__, message=str(error), traceback_tail=tail)
+        with self._lock:
+            self._ended = True
+            record = self._record.with_(status=kind, error=why.model_dump(), ended=runs.now())
+            try:
+                runs.write_run(self.path, record, {})
+            except WanlabError:
+                _log.exception("%s could not be told that its run was %s", self.path, kind)
+
+
+def _free(path: Any) -> Path:
+    """The folder, absolute. Raises WanlabError for a path that is no folder's and for a run that must not be lost."""
+    if not isinstance(path, str | os.PathLike) or not str(path).strip() or "\0" in str(path):
+        raise WanlabError(f"{shorten(path)} is no folder", remedy='Give a path such as "runs/kite"')
+    folder = Path(path).absolute()
+    if folder.suffix or folder.is_file():
+        raise WanlabError(
+            f"{shorten(str(path))} is the name of a file, and a job keeps a folder",
+            remedy=f'Give folder="{folder.stem}", and write a single file with job.result().save(...)',
+        )
+    if (folder / runs.RUN_JSON).is_file() and (status := runs.read_run(folder).status) not in _AGAIN:
+        what = "holds a finished run" if status == "ok" else f"holds a run that is {status}"
+        raise WanlabError(f"{folder} {what}", remedy="Give another folder, or delete this one")
+    return folder
+
+
+def _attempt(folder: Path) -> int:
+    """The number of this try: one more than the record in the folder says."""
+    return runs.read_run(folder).attempt + 1 if (folder / runs.RUN_JSON).is_file() else 1
+
+
+class _Heart:
+    """The thread that beats all folders of this process; started with the first one."""
+
+    def __init__(self) -> None:
+        self._folders: weakref.WeakSet[JobFolder] = weakref.WeakSet()
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._work, name="wanlab-heart", daemon=True)
+
+    def watch(self, folder: JobFolder) -> None:
+        with self._lock:
+            self._folders.add(folder)
+            if self._thread.ident is None:
+                self._thread.start()
+
+    def _work(self) -> None:
+        while True:
+            time.sleep(BEAT_SECONDS)
+            with self._lock:
+                folders = list(self._folders)
+            for folder in folders:
+                try:
+                    folder.beat()
+                except WanlabError as error:  # the end of the run says so if the disk is still full then
+                    _log.warning("%s", error)
+            folders.clear()
+
+
+_heart = _Heart()
+
+
+def forget_all() -> None:
+    """In a process that was forked off: the runs belong to the one it came from."""
+    global _heart
+    _heart = _Heart()
