@@ -79,7 +79,7 @@ def _write(what: Any, folder: Path, fps: float) -> tuple[Path, str]:
     if isinstance(what, np.ndarray) and what.ndim == 3:
         return video.write_image(folder / "file", what), ""
     if isinstance(what, np.ndarray) and what.ndim == 4:
-        return video.write_video(folder / "file", what, fps, lossless=True), ""
+        return video.write_lossless(folder / "file", what, fps), ""
     raise WanlabError(f"{shorten(what, 80)} is no media", remedy="Give a path, a PIL image or a uint8 array")
 
 

@@ -90,7 +90,7 @@ def run(model: Any, spec: GenerationSpec, watch: Watch) -> Result:
         latents = latents.to("cpu", torch.float32)
     ran |= {"text_tokens": model.count_tokens(spec), "attachments": attachments}
     record = _record(model, spec, started, gauge, {"spec": resolved.to_dict(), "ran": ran})
-    return Result(media.frames, latents, spec, record, media.fps)
+    return Result(media.frames, latents, spec, record, media.fps, audio=media.audio)
 
 
 def _record(model: Any, spec: GenerationSpec, started: str, gauge: Gauge, what: dict[str, Any]) -> runs.RunRecord:

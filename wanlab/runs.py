@@ -3,6 +3,7 @@
     <run>/run.json               written last and atomically: while it is missing, the run does not exist
     <run>/video.mp4|image.png    the clip, with the spec inside
     <run>/latents.safetensors
+    <run>/audio.wav              the sound exactly, if there is any; the mp4 has it as AAC
     <run>/media/<sha256>.<ext>   the pictures and videos that the spec names
 
 Files are the truth: any process may die at any moment, and any other one reads what is there.
@@ -13,13 +14,16 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import itertools
 import math
 import os
 import platform
+import re
 import shutil
 import socket
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
@@ -31,6 +35,7 @@ from pydantic import Field
 import wanlab
 from wanlab.errors import WanlabError
 from wanlab.files import PART, atomic_write, read_json, safe_path, sha256_file, sweep, sync_folder, writing
+from wanlab.spec import GenerationSpec
 from wanlab.spec.part import Part
 
 NUMERICS = 1
@@ -43,6 +48,7 @@ MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 RUN_JSON = "run.json"
 STALE_SECONDS = 60.0
 _MAX_BYTES = 16 << 20
+_SLUG = 40  # characters of a prompt in a folder's name
 _PACKAGES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "av", "pydantic")
 
 Status = Literal["pending", "running", "ok", "failed", "cancelled", "oom", "crashed"]
@@ -111,6 +117,41 @@ def queue_run(folder: str | Path, record: RunRecord) -> RunRecord:
     record = record.with_(status="pending", host=socket.gethostname(), pid=os.getpid(), heartbeat=now())
     _write_record(Path(folder), record)
     return record
+
+
+def folder_name(spec: GenerationSpec, run: str) -> str:
+    """A name that a person can read and every system can hold: words of the prompt, seed, run id.
+
+    "a-red-circle-moves-right_seed7_0123456789ab"; at most 40 characters of the prompt, in ASCII, and none of it if the
+    spec strips prompts. `run` may come from a foreign file.
+    """
+    prompt = "" if spec.output.strip_prompt else spec.text.prompt
+    plain = unicodedata.normalize("NFKD", prompt[:400]).encode("ascii", "ignore").decode().lower()
+    words = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
+    if len(words) > _SLUG:
+        words = words[: _SLUG + 1].rpartition("-")[0] or words[:_SLUG]  # ends with a whole word
+    return "_".join(filter(None, [words, f"seed{spec.sampling.seed}", re.sub(r"[^a-z0-9]", "", run.lower())[:12]]))
+
+
+def new_folder(root: str | Path, name: str, is_same: Callable[[Path], bool] | None = None) -> tuple[Path, bool]:
+    """Make `root/name`, or `root/name-2`, `-3` and so on where that is taken; returns the folder and whether it is new.
+
+    is_same: asked of each folder that is there already; the first one that it accepts is returned instead of a new one.
+    Two processes never get the same new folder. Raises WanlabError where nothing can be made.
+    """
+    safe_path(root, name)
+    for number in itertools.count(1):
+        folder = Path(root).absolute() / (name if number == 1 else f"{name}-{number}")
+        with writing(folder):
+            try:
+                folder.mkdir(parents=True)
+                return folder, True
+            except FileExistsError:
+                if not folder.exists():  # a parent is a file, or the name a link to nothing
+                    raise
+        if is_same is not None and is_same(folder):
+            return folder, False
+    raise AssertionError("endless")
 
 
 def begin_run(folder: str | Path, record: RunRecord) -> RunRecord:

@@ -6,6 +6,7 @@ no AVX-512. (Processors of another make may round x264's reciprocals otherwise.)
 
 from __future__ import annotations
 
+import io
 import os
 import platform
 import re
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wanlab.audio import AacTrack, Audio
 from wanlab.errors import WanlabError, shorten
 from wanlab.files import writing
 
@@ -33,52 +35,90 @@ _PADDED = re.compile(r"(\d+)x(\d+) pixels, padded to (\d+)x(\d+)")
 
 
 def write_video(
-    path: str | Path, frames: Frames, fps: float, *, crf: int = 18, comment: str = "", lossless: bool = False
+    path: str | Path, frames: Frames, fps: float, *, crf: int = 18, comment: str = "", audio: Audio | None = None
 ) -> Path:
     """Write an mp4 that browsers play (H.264, yuv420p, index first); the file appears complete or not at all.
 
     frames: (T, H, W, 3) uint8, RGB; an odd height or width is padded by repeating the last row or column, and
     `read_video` cuts it off again. crf: 0 (best) to 51. comment: any text without NUL, stored as the file's comment.
-    lossless keeps RGB exactly (crf is then ignored; browsers do not play it).
+    audio: becomes AAC; it may be shorter or longer than the pictures.
     Raises `WanlabError` for frames of another shape or type and for a full disk.
     """
-    check_frames(frames)
-    _check_text(comment)
-    if not 0 < fps <= 1000:
-        raise WanlabError(f"fps = {fps!r}", remedy="Give frames per second between 0 and 1000")
-    options = {"preset": "veryfast" if lossless else "medium"} | ({"qp": "0"} if lossless else {"crf": str(crf)})
+    encoding = _Encoding(frames, fps, crf, comment, audio)
     with _finished(Path(path)) as part:
-        _encode(part, frames, Fraction(fps).limit_denominator(1001), options, comment)
+        encoding.write(part)
     return Path(path)
 
 
-def _encode(path: Path, frames: Frames, rate: Fraction, options: dict[str, str], comment: str) -> None:
-    import av
-    from av.video.reformatter import ColorRange
+def write_lossless(path: str | Path, frames: Frames, fps: float) -> Path:
+    """Write an mp4 that keeps RGB exactly, of any size; browsers do not play it. Raises as `write_video`."""
+    encoding = _Encoding(frames, fps)
+    with _finished(Path(path)) as part:
+        encoding.write(part)
+    return Path(path)
 
-    height, width = frames.shape[1:3]
-    lossless = "qp" in options
-    padded = frames if lossless else np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    flags = {"movflags": "+faststart", "fflags": "+bitexact"}
-    options = options | _SIMD | {"threads": "1", "flags": "+bitexact"}
-    with av.open(os.path.abspath(path), "w", format="mp4", options=flags) as container:
-        if comment:
-            container.metadata["comment"] = comment
-        if padded.shape != frames.shape:
-            size = f"{width}x{height} pixels, padded to {padded.shape[2]}x{padded.shape[1]}"
-            container.metadata["description"] = size
-        codec = "libx264rgb" if lossless else "libx264"
-        stream: Any = container.add_stream(codec, rate=rate, options=options)
-        stream.width, stream.height = padded.shape[2], padded.shape[1]
-        stream.pix_fmt = "rgb24" if lossless else "yuv420p"
-        context = stream.codec_context
-        if not lossless:
+
+def encode_video(frames: Frames, fps: float, *, crf: int, audio: Audio | None = None) -> bytes:
+    """The bytes of an mp4 for a page, made in memory: as `write_video` writes it, but with the index at its end."""
+    file = io.BytesIO()
+    _Encoding(frames, fps, crf, "", audio).write(file)
+    return file.getvalue()
+
+
+class _Encoding:
+    """What goes into an mp4, checked; without a crf, RGB is kept exactly."""
+
+    def __init__(
+        self, frames: Frames, fps: float, crf: int | None = None, comment: str = "", audio: Audio | None = None
+    ) -> None:
+        check_frames(frames)
+        _check_text(comment)
+        if not 0 < fps <= 1000:
+            raise WanlabError(f"fps = {fps!r}", remedy="Give frames per second between 0 and 1000")
+        self._frames, self._comment, self._audio = frames, comment, audio
+        self._rate = Fraction(fps).limit_denominator(1001)
+        self._lossless = crf is None
+        quality = {"preset": "veryfast", "qp": "0"} if crf is None else {"preset": "medium", "crf": str(crf)}
+        self._options = quality | _SIMD | {"threads": "1", "flags": "+bitexact"}
+
+    def write(self, file: Path | io.BytesIO) -> None:
+        import av
+
+        in_memory = isinstance(file, io.BytesIO)
+        target = file if in_memory else os.path.abspath(file)  # absolute: "a:b.mp4" is no protocol
+        flags = {"fflags": "+bitexact"} | ({} if in_memory else {"movflags": "+faststart"})
+        height, width = self._frames.shape[1:3]
+        odd = (0, 0) if self._lossless else (height % 2, width % 2)
+        padded = np.pad(self._frames, ((0, 0), (0, odd[0]), (0, odd[1]), (0, 0)), mode="edge")
+        with av.open(target, "w", format="mp4", options=flags) as container:
+            if self._comment:
+                container.metadata["comment"] = self._comment
+            if any(odd):
+                size = f"{width}x{height} pixels, padded to {padded.shape[2]}x{padded.shape[1]}"
+                container.metadata["description"] = size
+            stream = self._stream(container, padded)
+            sound = None if self._audio is None else AacTrack(container, self._audio)
+            for i, picture in enumerate(padded):
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+                container.mux(stream.encode(frame if self._lossless else _converted(frame, "yuv420p")))
+                if sound is not None:
+                    sound.mux(float((i + 1) / self._rate))
+            container.mux(stream.encode())
+            if sound is not None:
+                sound.finish()
+
+    def _stream(self, container: Any, frames: Frames) -> Any:
+        from av.video.reformatter import ColorRange
+
+        codec = "libx264rgb" if self._lossless else "libx264"
+        stream = container.add_stream(codec, rate=self._rate, options=self._options)
+        stream.width, stream.height = frames.shape[2], frames.shape[1]
+        stream.pix_fmt = "rgb24" if self._lossless else "yuv420p"
+        if not self._lossless:
+            context = stream.codec_context
             context.colorspace, context.color_primaries, context.color_trc = 1, 1, 1  # BT.709, as players assume
             context.color_range = ColorRange.MPEG
-        for picture in padded:
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-            container.mux(stream.encode(frame if lossless else _converted(frame, "yuv420p")))
-        container.mux(stream.encode())
+        return stream
 
 
 def _converted(frame: Any, form: str) -> Any:

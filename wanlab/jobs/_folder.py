@@ -76,7 +76,8 @@ class JobFolder:
         finally:
             with contextlib.suppress(OSError):
                 part.unlink(missing_ok=True)
-        result.record, result.path = result.record.with_(artifacts=written.artifacts), self.path
+        result.record = result.record.with_(artifacts=written.artifacts)
+        result.lies_in(self.path)
 
     def fail(self, error: BaseException) -> None:
         """Write why the run did not end well; what the disk refuses is logged, as the job has an error already."""

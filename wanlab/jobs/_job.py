@@ -74,6 +74,11 @@ class Job:
         """How many unfinished jobs of its device are in front of it; 0 when it runs or is over."""
         return 0 if self.done() else self._line(self)
 
+    @property
+    def error(self) -> BaseException | None:
+        """What the generation raised; None while it runs and when it ended well."""
+        return self._future.exception() if self.done() else None
+
     def done(self) -> bool:
         """Whether the job has ended, in whatever way."""
         return self._future.done()

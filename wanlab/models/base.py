@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from wanlab import weights
+from wanlab.audio import Audio
 from wanlab.catalog import Definition
 from wanlab.errors import WanlabError
 from wanlab.models._folder import EXPERTS, check_architecture, read_config, read_index
@@ -44,7 +45,7 @@ class Media:
 
     frames: np.ndarray
     fps: float
-    audio: np.ndarray | None = None
+    audio: Audio | None = None
 
 
 @dataclass(frozen=True)
