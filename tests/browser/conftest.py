@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from tests.browser import server as servers
 from tests.browser.lab import Lab
+from tests.browser.screenshots import Screenshots
 
 _PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 _FLAGS = [
@@ -47,10 +49,22 @@ def server(chromium: Any, tmp_path_factory: pytest.TempPathFactory, repository: 
 
 @pytest.fixture(scope="session")
 def context(chromium: Any) -> Iterator[Any]:
-    """Pages share a cache, so that only the first loads all of Lab."""
-    made = chromium.new_context(viewport={"width": 1300, "height": 900})
+    """Pages share a cache, so that only the first loads all of Lab. Pictures for the README have twice the pixels."""
+    scale = 2 if _readme_folder() else 1
+    made = chromium.new_context(viewport={"width": 1300, "height": 900}, device_scale_factor=scale)
     yield made
     made.close()
+
+
+@pytest.fixture(scope="session")
+def screenshot(tmp_path_factory: pytest.TempPathFactory) -> Screenshots:
+    """`screenshot(name, what, readme=False)` writes a PNG of an element, a page or the whole notebook of a Lab."""
+    return Screenshots(tmp_path_factory.getbasetemp() / "screenshots", _readme_folder())
+
+
+def _readme_folder() -> Path | None:
+    """Where the README's pictures go; None unless WANLAB_SCREENSHOTS names it."""
+    return Path(os.environ["WANLAB_SCREENSHOTS"]) if os.environ.get("WANLAB_SCREENSHOTS") else None
 
 
 @pytest.fixture

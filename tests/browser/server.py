@@ -19,7 +19,10 @@ _START_SECONDS = 60
 _SETTINGS: dict[str, dict[str, Any]] = {  # of the user, by plugin
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "docmanager-extension/plugin": {"autosave": False},  # a test saves when it says so
-    "notebook-extension/tracker": {"windowingMode": "none"},  # cells outside the view have boxes too
+    "notebook-extension/tracker": {
+        "windowingMode": "none",  # cells outside the view have boxes too
+        "scrollPastEnd": False,  # a picture of the notebook ends with it
+    },
 }
 
 
