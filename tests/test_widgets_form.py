@@ -154,17 +154,17 @@ def test_every_input_has_help_and_a_label(model: Any) -> None:
 
 
 def test_folded_groups_say_what_was_changed(model: Any) -> None:
-    form = SpecForm(
-        model.spec(cache={"method": "fixed", "mask": [True, False, True, False]}, flow_shift=5), model.offers
-    )
+    changed = model.spec(cache={"method": "fixed", "mask": [True, False, True, False]})
+    form = SpecForm(changed, model.offers, model.spec())
     titles = {name: group.titles[0] for name, group in form._groups.items() if group is not None}
     assert titles["cache"] == "cache · fixed, mask 1010, branch_masks {}"
     assert titles["attention"] == "attention"
-    assert "flow_shift" not in titles["sampling"]
+    assert titles["sampling"] == "sampling"
+    assert titles["size"] == "size · width 48, height 32, num_frames 9, fps 16.0"
     form.field("sampling.flow_shift").widget.value = 7.0
-    assert "flow_shift 7.0" in form._groups["sampling"].titles[0]
+    assert form._groups["sampling"].titles[0] == "sampling · flow_shift 7.0"
     form.field("output.strip_prompt").widget.value = True
-    assert "strip_prompt True" in form._groups["output"].titles[0]
+    assert form._groups["output"].titles[0] == "output · strip_prompt True"
 
 
 def test_a_form_needs_no_torch_until_it_is_narrowed() -> None:

@@ -16,6 +16,7 @@ from wanlab.inline import ellipsis, enlargement
 if TYPE_CHECKING:
     from wanlab.jobs import Job
 
+_WORTH_SAYING = 0.05  # seconds of a stage
 _QUALITY = 80  # of the animated WebP; it lives for a fifth of a second
 
 
@@ -46,7 +47,7 @@ class Activity(widgets.VBox):
         ahead = f", behind {jobs[0].ahead} other" if jobs[0].ahead else ""
         self._bar.value = progress.fraction
         self._text.value = f"<b>{html.escape(str(progress) + ahead)}</b>"
-        stages = (f"{name} {seconds:.1f} s" for name, seconds, _ in progress.stages if seconds is not None)
+        stages = (f"{name} {seconds:.1f} s" for name, seconds, _ in progress.stages if (seconds or 0) >= _WORTH_SAYING)
         self._stages.value = f'<span class="wanlab-quiet">{html.escape(" · ".join(stages))}</span>'
         self._show_queue(list(jobs[1:]))
 
@@ -62,6 +63,7 @@ class Activity(widgets.VBox):
         button.add_class("wanlab-small")
         button.on_click(lambda _: self._cancel(job))
         label = widgets.HTML(f'<span class="wanlab-quiet">{html.escape(text)}</span>', layout={"flex": "1 1 auto"})
+        label.add_class("wanlab-text")
         return widgets.Box([button, label], layout={"align_items": "center"})
 
     def look(self, frames: np.ndarray, fps: float) -> None:

@@ -49,6 +49,13 @@ class Field:
         """Show a value."""
         self.widget.value = value
 
+    def is_other_than(self, value: Any) -> bool:
+        """Whether the input says something else than `value`, or nothing that can be read."""
+        try:
+            return bool(self.read() != value)
+        except WanlabError:
+            return True
+
     def observe(self, changed: Callable[[], None]) -> None:
         """Call `changed()` whenever the value changes, by a hand or by `write`."""
         self.widget.observe(lambda _: changed(), "value")
@@ -119,7 +126,8 @@ class Line(Field):
     """Text, of one line or of several."""
 
     def __init__(self, name: str, schema: Schema) -> None:
-        if schema.get("maxLength", 0) >= _LONG:
+        self.is_long = schema.get("maxLength", 0) >= _LONG
+        if self.is_long:
             layout = {"width": "100%", "height": "66px"}
             widget: Any = widgets.Textarea(continuous_update=False, layout=layout, style=_LABEL)
         else:

@@ -83,8 +83,11 @@ class History(widgets.VBox):
         buttons = [load]
         if record.status == "ok":
             buttons.append(_button("Show", "Show its result again", lambda: self._show(entry)))
-        row = [widgets.HTML(_thumbnail(entry)), widgets.HTML(label, layout={"flex": "1 1 180px"}), *buttons]
-        box = widgets.Box(row, layout={"flex_flow": "row wrap", "align_items": "center"})
+        text = widgets.HTML(label, layout={"flex": "1 1 180px"})
+        text.add_class("wanlab-text")
+        box = widgets.Box(
+            [widgets.HTML(_thumbnail(entry)), text, *buttons], layout={"flex_flow": "row wrap", "align_items": "center"}
+        )
         box.add_class("wanlab-entry")
         return box
 

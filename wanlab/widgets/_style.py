@@ -5,10 +5,15 @@ STYLE = """<style>
 .wanlab-panel .wanlab-quiet, .wanlab-panel .wanlab-help {
   color: var(--jp-ui-font-color2, #666); font-size: var(--jp-ui-font-size1, 13px); line-height: 1.35; }
 .wanlab-panel .wanlab-help { margin: 0 8px; white-space: normal; }
+.wanlab-panel .wanlab-wide .wanlab-help { margin: 0 0 4px 138px; }
 .wanlab-panel .wanlab-error { color: var(--jp-error-color1, #b00020); line-height: 1.35; margin: 4px 0; }
 .wanlab-panel .wanlab-activity { gap: 12px; margin: 6px 0; }
-.wanlab-panel .wanlab-preview img, .wanlab-panel img.wanlab-preview { image-rendering: pixelated; border-radius: 4px; }
+.wanlab-panel .wanlab-help .jupyter-widgets-html-content, .wanlab-panel .wanlab-help .widget-html-content,
+.wanlab-panel .wanlab-text .jupyter-widgets-html-content, .wanlab-panel .wanlab-text .widget-html-content,
+.wanlab-panel .wanlab-help > *, .wanlab-panel .wanlab-text > * { line-height: 1.35; }
+.wanlab-panel .wanlab-preview { border-radius: 4px; max-width: 100%; object-fit: contain; }
 .wanlab-panel .wanlab-entry { gap: 8px; padding: 4px 0; border-bottom: 1px solid var(--jp-border-color2, #ddd); }
 .wanlab-panel .wanlab-blank { background: var(--jp-layout-color3, #ccc); border-radius: 2px; }
-.wanlab-panel .jupyter-widget-Collapse-header { font-size: var(--jp-ui-font-size1, 13px); padding: 4px 8px; }
+.wanlab-panel .jupyter-widget-Collapse-header {
+  color: var(--jp-ui-font-color1, #222); font-size: var(--jp-ui-font-size1, 13px); padding: 4px 8px; }
 </style>"""

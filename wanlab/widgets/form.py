@@ -10,13 +10,14 @@ import ipywidgets as widgets
 from wanlab.errors import WanlabError
 from wanlab.inline import ellipsis
 from wanlab.spec import PARTS, GenerationSpec, MethodPart, Part, plain
-from wanlab.widgets._fields import Field, Mask, Words, make_field
+from wanlab.widgets._fields import Field, Line, Mask, Words, make_field
 
 if TYPE_CHECKING:
     from wanlab.models import Offers
 
 FRONT = ("text.prompt", "sampling.seed", "sampling.num_steps", "guidance.guidance_scale")
 """Settings that are always in sight; the others lie folded in their groups."""
+_ALWAYS = ("size",)  # groups whose settings are in the title even where they are the default
 _TITLE = 90  # characters of a folded group's title
 
 
@@ -25,18 +26,23 @@ class SpecForm(widgets.VBox):
 
     Settings without an input (media, the weights of a loaded model) pass from the spec that was written to the one
     that is read. `narrow(model.offers)` leaves only what the model can do and shows the options of methods; until then
-    no method, and so no torch, is imported.
+    no method, and so no torch, is imported. Titles of folded groups tell what differs from `default`.
     """
 
-    def __init__(self, spec: GenerationSpec, offers: Offers | None = None) -> None:
+    def __init__(
+        self, spec: GenerationSpec, offers: Offers | None = None, default: GenerationSpec | None = None
+    ) -> None:
         self._base = spec
+        self._usual = (default or spec).to_dict()
         self._quiet = True
         self._narrowed = False
         self._hidden: frozenset[str] = frozenset()
         self._listeners: list[Callable[[], None]] = []
         self._options: dict[str, dict[str, Field]] = {}
         self._fields = {f.name: f for name, part in PARTS.items() for f in _fields_of(part, name)}
-        self._rows = {name: _row(field, wide=name.startswith("text.")) for name, field in self._fields.items()}
+        self._rows = {
+            name: _row(field, wide=isinstance(field, Line) and field.is_long) for name, field in self._fields.items()
+        }
         self._option_rows = {name: widgets.VBox() for name, part in PARTS.items() if issubclass(part, MethodPart)}
         self._groups = {name: self._group(name) for name in PARTS}
         front = [self._rows[name] for name in FRONT]
@@ -117,12 +123,12 @@ class SpecForm(widgets.VBox):
             listener()
 
     def _title(self, part: str) -> str:
-        """A group's name and its settings that are not the spec's bare defaults."""
+        """A group's name and its settings that are not the default; sizes always."""
         words = []
         for name, field in self._visible(part):
-            value = field.widget.value
-            if name not in FRONT and value not in ("", False, *_bare(name)):
-                words.append(f"{value}" if name.endswith(".method") else f"{name.rpartition('.')[2]} {value}")
+            leaf = name.partition(".")[2]
+            if name not in FRONT and (part in _ALWAYS or field.is_other_than(self._usual[part][leaf])):
+                words.append(f"{field.widget.value}" if leaf == "method" else f"{leaf} {field.widget.value}")
         words += [f"{name} {field.widget.value}" for name, field in self._options.get(part, {}).items()]
         return ellipsis(f"{part} · {', '.join(words)}" if words else part, _TITLE)
 
@@ -208,12 +214,5 @@ def _row(field: Field, wide: bool = False) -> Any:
     """The input and its help beside it, below it where the page is narrow."""
     field.note.layout.flex = "1 1 100%" if wide else "1 1 240px"
     row = widgets.Box([field.widget, field.note], layout={"flex_flow": "row wrap", "align_items": "center"})
-    row.add_class("wanlab-row")
+    row.add_class("wanlab-wide" if wide else "wanlab-row")
     return row
-
-
-def _bare(name: str) -> tuple[Any, ...]:
-    """The spec's own default of a setting, as a tuple of at most one."""
-    part, _, leaf = name.partition(".")
-    field = PARTS[part].model_fields[leaf]
-    return () if field.is_required() else (field.get_default(call_default_factory=True),)

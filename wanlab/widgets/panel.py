@@ -55,6 +55,7 @@ class GeneratePanel(widgets.VBox):
         self._model = None if isinstance(model, str) else _checked_model(model)
         self._definition = catalog.find(model) if self._model is None else self._model.definition
         self._id: str = self._definition.id
+        self._default = GenerationSpec.of({**self._definition.spec, "model": self._id})
         self._runs = Path(runs) if runs is not None else _beside_notebook()
         self._jobs: list[Any] = []
         self._lock = threading.Lock()
@@ -72,7 +73,6 @@ class GeneratePanel(widgets.VBox):
         self, spec: GenerationSpec | None, restore: bool | None, changes: dict[str, Any]
     ) -> tuple[GenerationSpec, str]:
         """What the form starts with, and a sentence about where it comes from."""
-        default = GenerationSpec.of({**self._definition.spec, "model": self._id})
         if spec is not None:
             _check_belongs(spec, self._definition)
             return spec.with_(model=self._id, **changes), ""
@@ -81,12 +81,12 @@ class GeneratePanel(widgets.VBox):
         last, note = settings_or_why(self._workspace, self._id) if restore else (None, "")
         if last is not None:
             note = "Your last settings of this model. Defaults brings back the model's own."
-        return (last or default).with_(**changes), note
+        return (last or self._default).with_(**changes), note
 
     def _build(self, spec: GenerationSpec) -> None:
         title = html.escape(self._definition.title or self._id)
         self._head = widgets.HTML(f"{STYLE}<b>{title}</b>")
-        self._form = SpecForm(spec, None if self._model is None else self._model.offers)
+        self._form = SpecForm(spec, None if self._model is None else self._model.offers, self._default)
         self._generate = _button("Generate", "play", "primary", "Make a clip with these settings")
         self._cancel = _button("Cancel", "stop", "warning", "Stop the running clip within one step")
         self._defaults = _button("Defaults", "undo", "", "The model's own settings; the prompt stays")
@@ -201,9 +201,7 @@ class GeneratePanel(widgets.VBox):
             self._say(str(error), is_error=True)
 
     def _reset(self) -> None:
-        default = GenerationSpec.of({**self._definition.spec, "model": self._id})
-        prompt = self._form.field("text.prompt")
-        self._form.spec = default.with_(prompt=prompt.read())
+        self._form.spec = self._default.with_(prompt=self._form.field("text.prompt").read())
 
     def _new_seed(self) -> None:
         self._form.field("sampling.seed").write(secrets.randbelow(2**31))
