@@ -167,8 +167,10 @@ class GeneratePanel(widgets.VBox):
     def submit(self) -> Any:
         """Queue what the form says and return its Job. Raises WanlabError for settings that are not legal."""
         from wanlab.jobs import submit
+        from wanlab.pipeline import checked
 
         model, spec = self.model, self.spec
+        checked(model, spec)
         folder = None
         if self._runs is not None:
             folder, _ = runs.new_folder(self._runs, runs.folder_name(spec, runs.run_id(spec.id, model.fingerprint)))
@@ -182,7 +184,9 @@ class GeneratePanel(widgets.VBox):
 
     def generate(self) -> Any:
         """Press the button and wait: the Result. Interrupting cancels. Raises what the generation raised."""
-        return self.submit().result()
+        result = self.submit().result()
+        self.result = result  # the callback of the job's end may come a moment later
+        return result
 
     def cancel(self) -> None:
         """Stop the clip that runs; the queue goes on with the next one."""
