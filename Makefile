@@ -43,10 +43,13 @@ test: install
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m pytest $(ARGS)
 
-# The browser is the system's Chromium (Debian: apt-get install chromium).
-browser: install
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[test,browser]'
+# The browser is the system's Chromium (Debian: apt-get install chromium). WANLAB_SCREENSHOTS=docs renews the README's pictures.
+browser: $(VENV)/.browser
 	$(BIN)/python -m pytest -m browser tests/browser $(ARGS)
+
+$(VENV)/.browser: $(VENV)/.installed
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[test,browser]'
+	@touch $@
 
 lab: install
 	$(BIN)/python -m jupyterlab --ip=127.0.0.1 --ServerApp.root_dir=. \

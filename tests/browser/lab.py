@@ -203,6 +203,11 @@ class Lab:
         """A code cell's outputs; what the source says is not in it."""
         return self.cell(index).locator(".jp-OutputArea-output")
 
+    @property
+    def output_areas(self) -> Locator:
+        """All outputs of all code cells."""
+        return self.panel.locator(".jp-OutputArea-output")
+
     def index(self, text: str) -> int:
         """The first cell whose source contains this text."""
         sources = [cell["source"] for cell in self.cells()]
@@ -221,10 +226,16 @@ class Lab:
         return "\n".join(self.output(index).all_inner_texts())
 
     def assert_no_errors(self) -> None:
-        """No cell ended with an exception, no widget failed to show, nothing was thrown or logged as an error."""
+        """No cell ended with an exception, all widgets are shown, nothing was thrown or logged as an error.
+
+        Lab says "Loading widget..." for ever where a notebook with a widget has no kernel; ten seconds are allowed.
+        """
+        from playwright.sync_api import expect
+
         failed = [o for cell in self.cells() for o in cell.get("outputs", []) if o["output_type"] == "error"]
         assert not failed, "\n".join(["\n".join(o["traceback"]) for o in failed])
-        assert self.panel.get_by_text("Error displaying widget").count() == 0
+        expect(self.output_areas.get_by_text("Loading widget...")).to_have_count(0, timeout=10_000)
+        assert self.output_areas.get_by_text("Error displaying widget").count() == 0, "a widget's model is gone"
         assert not self.errors, "\n".join(self.errors)
 
     # -- looks -------------------------------------------------------------------------------------------------------
@@ -255,7 +266,7 @@ class Lab:
 
     def videos(self) -> Locator:
         """All players in the notebook's outputs."""
-        return self.panel.locator(".jp-OutputArea-output video")
+        return self.output_areas.locator("video")
 
     def wait_videos(self, count: int = 1, timeout: float = 20) -> list[dict[str, Any]]:
         """Wait until at least this many players are there and all can play through; returns what they are.

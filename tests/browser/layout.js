@@ -63,7 +63,10 @@
     };
     const hides = style => style === 'hidden' || style === 'clip';
     const scrolls = style => style === 'auto' || style === 'scroll';
-    const shortened = element => parents(element, root).some(e => getComputedStyle(e).textOverflow === 'ellipsis' && hides(getComputedStyle(e).overflowX) && e.closest('[title]'));
+    const line = text => text.replace(/\s+/g, ' ').trim();
+    const toldByTitle = (element, text) => parents(element, root).some(e => line(e.title).includes(line(text)));
+    const shortened = leaf => parents(leaf.element, root).some(e => getComputedStyle(e).textOverflow === 'ellipsis' && hides(getComputedStyle(e).overflowX))
+        && toldByTitle(leaf.element, leaf.text);
 
     // What can be seen of a box along one axis, and what takes the rest: it is followed outwards up to the panel. What one
     // can scroll to vertically is not lost, and how far the notebook is scrolled does not matter.
@@ -94,26 +97,26 @@
     const cut = () => {
         for (const leaf of shown) {
             const { lost } = follow(leaf, union(leaf.rects));
-            if (lost && !(leaf.kind === 'text' && shortened(leaf.element))) report(`${name(leaf)} ${lost}`);
+            if (lost && !(leaf.kind === 'text' && shortened(leaf))) report(`${name(leaf)} ${lost}`);
         }
     };
 
     const ruler = document.createElement('canvas').getContext('2d');
     const textWidth = (text, style) => { ruler.font = style.font; return ruler.measureText(text).width; };
     const LINES = 'input:not([type=checkbox], [type=radio], [type=range], [type=color], [type=file])';
+    const said = element => element.matches('select') ? element.selectedOptions[0]?.label ?? ''
+        : element.matches('input') ? element.value || element.placeholder : element.textContent;
     const missing = element => {  // pixels of a text's width that do not fit into its element
         const style = getComputedStyle(element);
         const room = element.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight);
-        if (element.matches('select:not([multiple])')) {
-            const arrow = style.appearance === 'none' ? 0 : 18;
-            return textWidth(element.selectedOptions[0]?.label ?? '', style) + arrow - room;
-        }
-        if (element.matches(LINES)) return textWidth(element.value || element.placeholder, style) - room;
-        return hides(style.overflowX) && !element.matches('textarea') ? element.scrollWidth - element.clientWidth : 0;
+        if (element.matches('select:not([multiple])')) return textWidth(said(element), style) + (style.appearance === 'none' ? 0 : 18) - room;
+        if (element.matches(LINES)) return textWidth(said(element), style) - room;
+        return hides(style.overflowX) && !element.matches('textarea, select') ? element.scrollWidth - element.clientWidth : 0;
     };
     const clipped = () => {
         for (const element of new Set(shown.filter(l => l.kind !== 'media').map(l => l.element))) {
-            if (missing(element) > SLACK && !element.closest('[title]')) report(`${name({ element })} lacks ${pixels(missing(element))} for its text`);
+            if (missing(element) > SLACK && !toldByTitle(element, said(element))) report(`${name({ element })} lacks ${pixels(missing(element))} for its text`);
+            if (['null', 'undefined', 'None'].includes(element.title)) report(`${name({ element })} has "${element.title}" as its tooltip`);
         }
     };
 

@@ -1,4 +1,4 @@
-"""What a user would see at a glance: boxes that overlap, things that are cut, texts that are too pale.
+"""What a user would see at a glance: boxes that overlap, what is cut, texts that are too pale.
 
     assert not layout.problems(lab.output(3))
     assert not layout.pale(lab.output(3))
@@ -33,7 +33,8 @@ def problems(root: Locator) -> list[str]:
       without the 15 % of a line above and below them; what is positioned absolutely over a picture is there by design.
     - Something leaves the element it is looked at in, or the notebook's panel, sideways; is cut by an ancestor that
       hides what overflows; or can only be seen by scrolling sideways. Scrolling down is fine.
-    - A text, or the value of an input or a dropdown, is longer than its box shows and no `title` tells the rest.
+    - A text, or the value of an input or a dropdown, is longer than its box shows and no `title` contains all of it.
+    - A tooltip says "null": ipywidgets 8.1.9 gives that to the label of a widget with a description and no `tooltip`.
     - Nothing at all is visible in any of the elements.
 
     Text areas may scroll. Not seen: what is painted without a box (CSS shadows, pseudo-elements) and inside iframes.

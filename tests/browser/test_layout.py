@@ -93,6 +93,11 @@ PROBLEMS = {
         '<div style="width: 60px; overflow: hidden; white-space: nowrap; text-overflow: ellipsis">guidance_scale</div>',
         "lacks",
     ),
+    "an ellipsis whose title says another thing": (
+        f'<div title="help" style="width: 60px; {ONE_LINE}; text-overflow: ellipsis">guidance_scale</div>',
+        "lacks",
+    ),
+    "a tooltip without words": ('<label title="null">seed</label>', "tooltip"),
     "a clipped number": ('<input type="number" value="123456789012" style="width: 50px">', "lacks"),
     "a clipped placeholder": ('<input placeholder="a red kite over dunes" style="width: 50px">', "lacks"),
     "a clipped choice": ('<select style="width: 60px"><option>guidance interval</select>', "lacks"),
