@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import wanlab
 from wanlab.cli import main
@@ -123,6 +124,45 @@ def test_an_old_and_a_missing_package_are_named(monkeypatch: pytest.MonkeyPatch)
     assert found["av"].text == "av is missing"
     assert found["av"].remedy == 'pip install --upgrade "av>=15"'
     assert found["packages"].status == "note"
+
+
+def test_gpus_are_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With torch's answers of a machine that has one; nothing is computed there."""
+    answers = {
+        "is_available": True,
+        "device_count": 1,
+        "mem_get_info": (79_000_000_000, 85_000_000_000),
+        "get_device_capability": (9, 0),
+        "get_device_name": "NVIDIA H100 80GB HBM3",
+    }
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    found = by_name(_machine.device())
+    assert found["cuda:0"].text == "NVIDIA H100 80GB HBM3, 79.0 GB of 85.0 GB free, capability 9.0, CUDA 12.8"
+    assert found["auto"].data == {"device": "cuda", "dtype": "bfloat16"}
+    assert "gpu" not in found
+
+
+@pytest.mark.parametrize(
+    ("driver", "cuda", "status", "words"),
+    [
+        (None, None, "note", "no NVIDIA driver"),
+        ("/bin/nvidia-smi", None, "absent", "built without CUDA"),
+        ("/bin/nvidia-smi", "12.8", "absent", "built for CUDA 12.8 and finds no GPU"),
+    ],
+)
+def test_no_gpu_is_explained(
+    driver: str | None, cuda: str | None, status: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr("shutil.which", lambda name: driver)
+    found = by_name(_machine.device())
+    assert found["gpu"].status == status
+    assert words in found["gpu"].text
+    assert bool(found["gpu"].remedy) == (status == "absent")
 
 
 @pytest.mark.parametrize(("name", "status"), [("sdpa", "failed"), ("extra", "absent")])

@@ -43,11 +43,13 @@ def run(words: Sequence[str]) -> int:
     definition, spec = request(arguments.words, arguments.spec)
     out = None if arguments.out is None else Path(arguments.out)
     _check_place(out or _RUNS / "new", spec)
-    from wanlab.jobs import submit  # torch, only after what can be wrong without it
-    from wanlab.models import load
+    with contextlib.closing(ProgressLine()) as line:
+        line.begin(f"loading {definition.id}")
+        from wanlab.jobs import submit  # torch, only after what can be wrong without it
+        from wanlab.models import load
 
-    model = load(definition, arguments.device, **spec.weights.model_dump())
-    result = _watched(submit(model, model.canonical(spec)))
+        model = load(definition, arguments.device, **spec.weights.model_dump())
+        result = _watched(submit(model, model.canonical(spec)), line)
     path = _save(result, out)
     _tell(result, path, str(model.device), as_json=arguments.json)
     return 0
@@ -87,9 +89,8 @@ def _is_empty(path: Path) -> bool:
     return path.is_dir() and next(path.iterdir(), None) is None
 
 
-def _watched(job: Any) -> Result:
+def _watched(job: Any, line: ProgressLine) -> Result:
     """The job's result, with its progress shown until then; Ctrl-C cancels it within a step."""
-    line = ProgressLine()
     try:
         with _announced():
             while True:
@@ -108,8 +109,6 @@ def _watched(job: Any) -> Result:
         with contextlib.suppress(Cancelled):  # an interrupt between two looks reaches only us
             job.result()
         raise
-    finally:
-        line.close()
 
 
 @contextlib.contextmanager

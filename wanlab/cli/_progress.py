@@ -17,7 +17,7 @@ _BAR = 24  # characters
 
 
 class ProgressLine:
-    """Shows a `Progress` again and again; `close` ends the line."""
+    """Shows text and `Progress` again and again; `close` ends the line."""
 
     def __init__(self, stream: Any = None) -> None:
         self._stream = sys.stderr if stream is None else stream
@@ -25,13 +25,18 @@ class ProgressLine:
         self._stage, self._told = "", -_EVERY
         self._is_open = False
 
+    def begin(self, text: str) -> None:
+        """On a terminal, put `text` on the line until something replaces it; elsewhere nothing."""
+        if self._updates:
+            width = shutil.get_terminal_size().columns - 1  # a line that wraps cannot be written over
+            self._stream.write(f"\r\x1b[K{text[:width]}")
+            self._stream.flush()
+            self._is_open = True
+
     def show(self, progress: Progress) -> None:
         """Show it now on a terminal; elsewhere when the stage changed or five seconds have passed."""
         if self._updates:
-            width = shutil.get_terminal_size().columns - 1  # a line that wraps cannot be written over
-            self._stream.write(f"\r\x1b[K{f'{bar(progress.fraction)} {progress}'[:width]}")
-            self._stream.flush()
-            self._is_open = True
+            self.begin(f"{bar(progress.fraction)} {progress}")
         elif progress.stage != self._stage or time.monotonic() - self._told >= _EVERY:
             say(str(progress), self._stream)
             self._stage, self._told = progress.stage, time.monotonic()
