@@ -93,15 +93,12 @@ def _watched(job: Any, line: ProgressLine) -> Result:
     """The job's result, with its progress shown until then; Ctrl-C cancels it within a step."""
     try:
         with _announced():
-            while True:
-                try:
-                    result: Result = job.result(_INTERVAL)
-                    line.show(job.progress)
-                    return result
-                except TimeoutError:
-                    if job.done():  # it is the generation's own
-                        raise
+            while not job.done():
+                with contextlib.suppress(TimeoutError):
+                    job.result(_INTERVAL)
                 line.show(job.progress)
+            result: Result = job.result()  # or whatever the generation raised
+            return result
     except KeyboardInterrupt:
         from wanlab.watch import Cancelled
 
