@@ -52,8 +52,7 @@ $(VENV)/.browser: $(VENV)/.installed
 	@touch $@
 
 lab: install
-	$(BIN)/python -m jupyterlab --ip=127.0.0.1 --ServerApp.root_dir=. \
-		--LabApp.default_url=/lab/tree/notebooks/quickstart.ipynb $(ARGS)
+	$(BIN)/wanlab lab $(ARGS)
 
 clean:
 	rm -rf $(VENV)

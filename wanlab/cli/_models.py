@@ -1,0 +1,160 @@
+"""`wanlab models`: the catalogue, and one model in full."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from wanlab.cli._console import command, say
+
+_WIDTH = 100  # columns
+
+
+def run(words: Sequence[str]) -> int:
+    """Print all models, or the one that is named."""
+    parser = command("models", "[MODEL] [options]", "List the models and what of them is on this machine.")
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="an id or another name of a model, or a definition")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    arguments = parser.parse_intermixed_args(words)
+    if arguments.model is None:
+        rows = overview()
+        say(json.dumps(rows, indent=2) if arguments.json else _table(rows))
+    else:
+        found = details(arguments.model)
+        say(json.dumps(found, indent=2) if arguments.json else _page(found))
+    return 0
+
+
+def overview() -> list[dict[str, Any]]:
+    """The catalogue's rows, each with `folder`, where most of the files are, and `missing`, what it lacks there."""
+    from wanlab import catalog
+
+    rows = []
+    for row in catalog.catalogue():
+        definition = catalog.find(row.id)
+        folder, missing = _nearest(definition)
+        remedy = row.remedy and _remedy(definition)
+        rows.append({**row.model_dump(), "remedy": remedy, "folder": folder, "missing": missing})
+    return rows
+
+
+def details(what: str) -> dict[str, Any]:
+    """All of one definition but its architecture: names, sources, settings, and every folder that is looked into."""
+    from wanlab import catalog
+    from wanlab.spec import GenerationSpec
+
+    definition = catalog.find(what)
+    here = catalog.on_disk(definition)
+    places = [
+        {"folder": str(place), "exists": place.is_dir(), "missing": catalog.missing_files(definition, place)}
+        for place in catalog.candidates(definition)
+    ]
+    return {
+        **definition.model_dump(include={"id", "family", "title", "description", "aliases"}, mode="json"),
+        "weights": definition.weights.model_dump(mode="json"),
+        "folder": None if here is None else str(here),
+        "size": None if here is None else sum(file.stat().st_size for file in here.rglob("*") if file.is_file()),
+        "remedy": "" if here else _remedy(definition),
+        "places": places,
+        "settings": GenerationSpec.of({**definition.spec, "model": definition.id}).flat(),
+        "constants": sorted(definition.constants),
+        "sources": definition.sources,
+    }
+
+
+def _nearest(definition: Any) -> tuple[str | None, list[str]]:
+    """The folder that lacks the fewest files and what it lacks; None and all files where none of them is anywhere."""
+    from wanlab import catalog
+
+    files = list(definition.weights.files or ("model_index.json",))
+    best: tuple[str | None, list[str]] = None, files
+    for place in catalog.candidates(definition):
+        if place.is_dir() and len(missing := catalog.missing_files(definition, place)) < len(best[1]):
+            best = str(place), missing
+    return best
+
+
+def _remedy(definition: Any) -> str:
+    from wanlab.workspace import find_workspace
+
+    target = Path(definition.weights.folder or find_workspace().checkpoints[0] / definition.id)
+    if definition.weights.repo is None:
+        return f"Put its files into {target}"
+    repo = definition.weights.repo
+    return f"`wanlab generate {definition.id}` downloads {repo} from the hub; or put its files into {target}"
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    heads = ("model", "family", "on disk", "title")
+    cells = [(row["id"], row["family"], _size(row), row["title"]) for row in rows]
+    widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
+    lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in (heads, *cells)]
+    absent = [row for row in rows if not row["on_disk"]]
+    for row in absent:
+        where = f"{len(row['missing'])} files in {row['folder']}" if row["folder"] else "all its files"
+        lines += ["", *_wrapped(f"{row['id']} lacks {where}. {row['remedy']}.", "")]
+    return "\n".join(lines)
+
+
+def _size(row: dict[str, Any]) -> str:
+    if row["size"] is not None:
+        return f"{row['size'] / 1e6:,.1f} MB"
+    return "in part" if row["folder"] else "no"
+
+
+def _page(found: dict[str, Any]) -> str:
+    source = found["weights"]
+    repo = f"https://huggingface.co/{source['repo']}" if source["repo"] else ""
+    lines = [f"{found['id']}: {found['title']}", *_wrapped(found["description"])]
+    lines += _facts(
+        {
+            "family": found["family"],
+            "other names": ", ".join(found["aliases"]),
+            "weights": f"{found['folder']} ({_size(found)})" if found["folder"] else "not on this machine",
+            "remedy": found["remedy"],
+            "source": repo,
+            "files": ", ".join(source["files"]),
+        }
+    )
+    lines += ["", "Looked for in"]
+    lines += [line for place in found["places"] for line in _wrapped(f"{place['folder']}: {_state(place)}")]
+    lines += ["", "Settings and their defaults"]
+    lines += _facts({name: _cut(json.dumps(value, ensure_ascii=False)) for name, value in found["settings"].items()})
+    if found["sources"]:
+        lines += ["", "Where the values come from", *_facts(found["sources"])]
+    return "\n".join(lines)
+
+
+def _cut(text: str) -> str:
+    """Text short enough for one line; characters of the far East are two columns wide. --json prints all."""
+    limit = 72 if text.isascii() else 36
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def _state(place: dict[str, Any]) -> str:
+    if not place["exists"]:
+        return "not there"
+    return f"lacks {', '.join(place['missing'])}" if place["missing"] else "complete"
+
+
+def _facts(facts: dict[str, str]) -> list[str]:
+    """Aligned lines `  name  value`; empty values are left out."""
+    width = max(map(len, facts))
+    return [
+        line for name, value in facts.items() if value for line in _wrapped(f"{name:{width}}  {value}", hang=width + 4)
+    ]
+
+
+def _wrapped(text: str, indent: str = "  ", hang: int | None = None) -> list[str]:
+    return textwrap.wrap(
+        text,
+        _WIDTH,
+        initial_indent=indent,
+        subsequent_indent=indent if hang is None else " " * hang,
+        break_long_words=False,
+        break_on_hyphens=False,
+        replace_whitespace=False,
+    )

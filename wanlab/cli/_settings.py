@@ -1,0 +1,80 @@
+"""From the words of a command line and a file to the spec they mean; needs no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from wanlab import catalog
+from wanlab.catalog import Definition
+from wanlab.errors import WanlabError, shorten
+from wanlab.files import read_json
+from wanlab.runs import RUN_JSON, read_run
+from wanlab.spec import LEAVES, PARTS, GenerationSpec
+
+_EXAMPLE = 'Write for example: wanlab generate wan_tiny prompt="a red circle moves right on a black background" seed=7'
+
+
+def request(words: Sequence[str], source: str | None) -> tuple[Definition, GenerationSpec]:
+    """The model and the full spec that `MODEL setting=value ...` and a `--spec` mean together.
+
+    MODEL is the first word without "=", and may be missing where a spec is given. Raises WanlabError for a word that is
+    no setting, for unknown or illegal settings, and for a spec of another model than MODEL.
+    """
+    named = words[0] if words and "=" not in words[0] else None
+    changes = read_settings(words if named is None else words[1:])
+    given = None if source is None else read_spec(Path(source))
+    if named is None and given is None:
+        names = [row.id for row in catalog.catalogue()]
+        raise WanlabError("No model is named", choices=names, remedy=_EXAMPLE)
+    definition = catalog.find(given if named is None else named)
+    if given is None:
+        return definition, GenerationSpec.of({**definition.spec, "model": definition.id}, **changes)
+    if given.model not in (definition.id, *definition.aliases):
+        remedy = "Leave the model out to use the spec's, or leave the spec out"
+        raise WanlabError(f"{source} is a spec of {given.model}, not of {definition.id}", remedy=remedy)
+    return definition, GenerationSpec.of(given.to_dict(), **changes)
+
+
+def read_settings(words: Sequence[str]) -> dict[str, Any]:
+    """`setting=value` words as a dict. A value is what its JSON says; text that is no JSON stays text.
+
+    >>> read_settings(["seed=7", "prompt=a red circle", "cache.mask=[true, false]", "cache=fixed"])
+    {'seed': 7, 'prompt': 'a red circle', 'cache.mask': [True, False], 'cache': 'fixed'}
+    """
+    found: dict[str, Any] = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not equals or not name:
+            raise WanlabError(f"{shorten(word)} is not setting=value", remedy=_EXAMPLE)
+        if name in found:
+            raise WanlabError(f"{shorten(name)} is given twice", remedy="Give it once")
+        found[name] = _value(name, text)
+    return found
+
+
+def _value(name: str, text: str) -> Any:
+    try:
+        value = read_json(text) if text.lstrip()[:1] in ("{", "[") else json.loads(text)
+    except ValueError:  # WanlabError is one
+        return text
+    return text if _is_text(name) and not isinstance(value, str) else value
+
+
+def _is_text(name: str) -> bool:
+    """Whether a setting holds text, so that the prompt `7` is no number."""
+    leaf = name.replace("__", ".").rpartition(".")[2]
+    return leaf in LEAVES and PARTS[LEAVES[leaf]].model_fields[leaf].annotation is str
+
+
+def read_spec(path: Path) -> GenerationSpec:
+    """The spec in a JSON file, a run folder (of a run that failed, too), its run.json, or an mp4 or png of wanlab."""
+    if path.is_dir() or path.name == RUN_JSON:
+        return GenerationSpec.from_json(read_run(path if path.is_dir() else path.parent).spec)
+    if path.suffix.lower() == ".json":
+        return GenerationSpec.from_json(path)
+    from wanlab.result import open_result
+
+    return open_result(path).spec

@@ -1,0 +1,62 @@
+"""The user's folders and the models on the disk."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from wanlab.doctor._report import Fact, home, size
+from wanlab.workspace import MARKER, Workspace, find_workspace
+
+
+def workspace() -> Iterator[Fact]:
+    """Where it is and why, and what is in its folders."""
+    found = find_workspace()
+    marker = found.root / MARKER
+    why = f"it holds {MARKER}" if marker.is_file() else f"no {MARKER} from here upward, so the user's data folder"
+    yield Fact("root", "note", f"{home(found.root)} ({why})", data={"root": str(found.root)})
+    yield from _folders(found)
+    for place in found.checkpoints:
+        yield _counted("checkpoints", place, "models")
+    there = next(place for place in (found.root, *found.root.parents) if place.is_dir())
+    free = shutil.disk_usage(there).free
+    yield Fact("disk", "note", f"{size(free)} free", data={"free": free})
+
+
+def _folders(found: Workspace) -> Iterator[Fact]:
+    """One fact a folder that is there; one for all that are not, which is no fault."""
+    kinds = {"finetunes": "definitions", "configs": "files", "loras": "families", "profiles": "files", "runs": "runs"}
+    places = {name: (getattr(found, name), what) for name, what in kinds.items()}
+    for name, (place, what) in places.items():
+        if place.is_dir():
+            yield _counted(name, place, what)
+    if absent := [name for name, (place, _) in places.items() if not place.is_dir()]:
+        text = f"{', '.join(absent)}: made when something is written there"
+        yield Fact("not yet", "note", text, data={"absent": absent})
+
+
+def _counted(name: str, place: Path, what: str) -> Fact:
+    if not place.is_dir():
+        return Fact(name, "note", f"{home(place)}, not there")
+    count = sum(not entry.name.startswith(".") for entry in place.iterdir())
+    return Fact(
+        name=name, status="note", text=f"{home(place)}, {count} {what}", data={"path": str(place), "count": count}
+    )
+
+
+def models() -> Iterator[Fact]:
+    """The catalogue: what is here, and how to get the others."""
+    from wanlab import catalog
+
+    for row in catalog.catalogue():
+        if row.on_disk:
+            yield Fact(row.id, "ok", f"{row.title}, {size(row.size or 0)}", data={"size": row.size})
+        elif catalog.find(row.id).weights.asset:
+            remedy = "Install it again: pip install --force-reinstall wanlab"
+            yield Fact(
+                name=row.id, status="failed", text="ships with wanlab, and files of it are missing", remedy=remedy
+            )
+        else:
+            remedy = f"`wanlab models {row.id}` says what goes where"
+            yield Fact(row.id, "absent", f"{row.title}, not on this machine", remedy)
