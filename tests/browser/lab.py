@@ -300,6 +300,12 @@ def seek(video: Locator, seconds: float) -> float:
     )
 
 
+def frame_numbers(videos: Locator, fps: float) -> list[int]:
+    """Which frame each player is at, all read at the same moment."""
+    read = "(all, fps) => all.map(video => Math.floor(video.currentTime * fps + 1e-3))"
+    return [int(number) for number in videos.evaluate_all(read, fps)]
+
+
 def plays(video: Locator) -> bool:
     """Start a player and tell whether its time changes within five seconds."""
     return bool(

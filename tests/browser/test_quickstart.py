@@ -10,7 +10,7 @@ import nbformat
 import pytest
 
 from tests.browser import layout
-from tests.browser.lab import THEMES, WIDTHS, Lab, plays, seek
+from tests.browser.lab import THEMES, WIDTHS, Lab, frame_numbers, plays, seek
 from tests.browser.screenshots import Screenshots
 from tests.browser.server import Server
 
@@ -49,6 +49,7 @@ def test_runs_and_plays(quickstart: Lab) -> None:
         assert plays(video)
         assert seek(video, 1.0) == pytest.approx(1.0, abs=0.07)
         assert seek(video, 0.25) == pytest.approx(0.25, abs=0.07)
+    assert frame_numbers(quickstart.videos(), 16) == [4] * quickstart.videos().count()
     assert quickstart.file.stat().st_size < 5_000_000
 
 
@@ -105,3 +106,13 @@ def test_nothing_overlaps_is_cut_or_pale(quickstart: Lab, screenshot: Screenshot
     screenshot(f"quickstart-{theme}-{width}", quickstart)
     assert layout.problems(outputs(quickstart)) == []
     assert layout.pale(outputs(quickstart)) == []
+
+
+def test_picture_of_the_readme(quickstart: Lab, screenshot: Screenshots) -> None:
+    """The comparison as it looks while it plays: players hide their bar."""
+    quickstart.theme("light")
+    quickstart.resize(WIDTHS[0])
+    quickstart.freeze(1.0)
+    quickstart.videos().evaluate_all("all => all.forEach(video => { video.controls = false; })")
+    screenshot("quickstart", quickstart.cell(quickstart.index("wanlab.compare(")), readme=True)
+    quickstart.videos().evaluate_all("all => all.forEach(video => { video.controls = true; })")
