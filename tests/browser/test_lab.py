@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.browser import layout
-from tests.browser.lab import Lab
+from tests.browser.lab import THEMES, Lab
 from tests.browser.screenshots import Screenshots
+from tests.browser.server import Server
 
 pytestmark = pytest.mark.browser
 
@@ -51,6 +54,15 @@ def test_what_is_pressed_reaches_the_kernel(lab: Lab) -> None:
     layout.check(lab, form)
 
 
+def test_a_page_begins_light(lab: Lab, context: Any, server: Server) -> None:
+    lab.new("1")
+    lab.theme("dark")
+    other = Lab(context.new_page(), server)
+    other.open(lab.file, kernel=False)
+    assert other.page.evaluate("() => document.body.dataset.jpThemeName") == THEMES["light"]
+    other.page.close()
+
+
 def test_a_cell_that_runs_is_awaited_or_not(lab: Lab) -> None:
     lab.new("import threading\ngate = threading.Event()")
     lab.run_all()
@@ -86,7 +98,7 @@ def test_a_widget_that_is_gone_is_told(lab: Lab) -> None:
     lab.close()
     lab.open(file)
     lab.output(0).get_by_text("Error displaying widget").wait_for()
-    with pytest.raises(AssertionError, match="model is gone"):
+    with pytest.raises(AssertionError, match="Error displaying widget"):
         lab.assert_no_errors()
 
 
