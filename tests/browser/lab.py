@@ -43,7 +43,7 @@ _PRELUDE = f"""
 
 
 class Lab:
-    """One page of JupyterLab that shows one notebook of the server at a time.
+    """One page of JupyterLab, in the light theme at first, that shows one notebook of the server at a time.
 
     `errors` collects what the page threw and what it logged as an error, texts only; `page` is playwright's page.
     """
@@ -53,6 +53,7 @@ class Lab:
         self.server = server
         self.errors: list[str] = []
         self.path = ""
+        server.forget_theme()
         page.add_init_script(_PRELUDE)
         page.on("pageerror", lambda error: self._note_thrown(error.stack or str(error)))
         page.on("console", self._note)
@@ -226,17 +227,22 @@ class Lab:
         return "\n".join(self.output(index).all_inner_texts())
 
     def assert_no_errors(self) -> None:
-        """No cell ended with an exception, all widgets are shown, nothing was thrown or logged as an error.
+        """No cell ended with an exception, `assert_widgets_shown`, nothing was thrown or logged as an error."""
+        failed = [o for cell in self.cells() for o in cell.get("outputs", []) if o["output_type"] == "error"]
+        assert not failed, "\n".join(["\n".join(o["traceback"]) for o in failed])
+        self.assert_widgets_shown()
+        assert not self.errors, "\n".join(self.errors)
 
-        Lab says "Loading widget..." for ever where a notebook with a widget has no kernel; ten seconds are allowed.
+    def assert_widgets_shown(self) -> None:
+        """No output says that a widget is missing, within ten seconds.
+
+        Lab says "Loading widget..." for ever where a notebook with a widget has no kernel, and "Error displaying
+        widget" where a new kernel does not know it. What is hidden says nothing.
         """
         from playwright.sync_api import expect
 
-        failed = [o for cell in self.cells() for o in cell.get("outputs", []) if o["output_type"] == "error"]
-        assert not failed, "\n".join(["\n".join(o["traceback"]) for o in failed])
-        expect(self.output_areas.get_by_text("Loading widget...")).to_have_count(0, timeout=10_000)
-        assert self.output_areas.get_by_text("Error displaying widget").count() == 0, "a widget's model is gone"
-        assert not self.errors, "\n".join(self.errors)
+        for told in ("Loading widget...", "Error displaying widget"):
+            expect(self.output_areas.get_by_text(told).filter(visible=True)).to_have_count(0, timeout=10_000)
 
     # -- looks -------------------------------------------------------------------------------------------------------
 
@@ -265,16 +271,17 @@ class Lab:
     # -- videos ------------------------------------------------------------------------------------------------------
 
     def videos(self) -> Locator:
-        """All players in the notebook's outputs."""
-        return self.output_areas.locator("video")
+        """All players in the notebook's outputs that can be seen."""
+        return self.output_areas.locator("video:visible")
 
     def wait_videos(self, count: int = 1, timeout: float = 20) -> list[dict[str, Any]]:
-        """Wait until at least this many players are there and all can play through; returns what they are.
+        """Wait until at least this many players can be seen and all can play through; returns what they are.
 
         Each is a dict: readyState, duration and currentTime in seconds, paused, width and height of the film, src.
         """
         self.until(
-            """count => { const found = [...document.querySelectorAll('.jp-OutputArea-output video')];
+            """count => { const found = [...document.querySelectorAll('.jp-OutputArea-output video')]
+                              .filter(video => video.checkVisibility({ visibilityProperty: true }));
                           return found.length >= count && found.every(video => video.readyState === 4); }""",
             timeout,
             count,
@@ -298,6 +305,12 @@ def seek(video: Locator, seconds: float) -> float:
             seconds,
         )
     )
+
+
+def frame_numbers(videos: Locator, fps: float) -> list[int]:
+    """Which frame each player is at, all read at the same moment."""
+    read = "(all, fps) => all.map(video => Math.floor(video.currentTime * fps + 1e-3))"
+    return [int(number) for number in videos.evaluate_all(read, fps)]
 
 
 def plays(video: Locator) -> bool:

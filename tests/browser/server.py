@@ -44,6 +44,11 @@ class Server:
             body = answer.read()
         return json.loads(body) if body else None
 
+    def forget_theme(self) -> None:
+        """Pages that are opened from now on are light, whatever theme an earlier one was left in."""
+        settings = self.log.parent / "config" / "lab" / "user-settings" / "@jupyterlab"
+        (settings / "apputils-extension" / "themes.jupyterlab-settings").unlink(missing_ok=True)
+
     def stop(self) -> None:
         """End the kernels and the server, by its pid."""
         self.process.terminate()

@@ -10,7 +10,7 @@ import nbformat
 import pytest
 
 from tests.browser import layout
-from tests.browser.lab import THEMES, WIDTHS, Lab, plays, seek
+from tests.browser.lab import THEMES, WIDTHS, Lab, frame_numbers, plays, seek
 from tests.browser.screenshots import Screenshots
 from tests.browser.server import Server
 
@@ -43,24 +43,26 @@ def nothing_ran(lab: Lab) -> bool:
 
 def test_runs_and_plays(quickstart: Lab) -> None:
     quickstart.assert_no_errors()
-    found = quickstart.wait_videos(2)
+    found = quickstart.wait_videos(1)
     assert all(video["duration"] == pytest.approx(33 / 16, abs=0.1) for video in found)
     for video in quickstart.videos().all():
         assert plays(video)
         assert seek(video, 1.0) == pytest.approx(1.0, abs=0.07)
         assert seek(video, 0.25) == pytest.approx(0.25, abs=0.07)
+    assert frame_numbers(quickstart.videos(), 16) == [4] * quickstart.videos().count()
     assert quickstart.file.stat().st_size < 5_000_000
 
 
-def test_reopened_without_a_kernel(quickstart: Lab, lab: Lab) -> None:
-    quickstart.wait_videos(2)
+def test_reopened_with_and_without_a_kernel(quickstart: Lab, lab: Lab) -> None:
+    """The clip and the comparison play, and nothing says that something is missing."""
     copy = quickstart.file.with_name("reopened.ipynb")
     copy.write_bytes(quickstart.file.read_bytes())
-    lab.open(copy, kernel=False)
-    assert len(lab.wait_videos(2)) == quickstart.videos().count()
-    assert all(plays(video) for video in lab.videos().all())
-    assert not lab.has_kernel()
-    lab.assert_no_errors()
+    for kernel in (False, True):
+        lab.open(copy, kernel=kernel)
+        assert lab.has_kernel() == kernel
+        lab.wait_videos(2)
+        assert all(plays(video) for video in lab.videos().all())
+        lab.assert_widgets_shown()
 
 
 def test_an_untrusted_copy_plays_and_runs_nothing(quickstart: Lab, lab: Lab) -> None:
@@ -72,7 +74,7 @@ def test_an_untrusted_copy_plays_and_runs_nothing(quickstart: Lab, lab: Lab) -> 
     nbformat.write(notebook, copy)
     lab.open(copy, kernel=False)
     assert not lab.is_trusted()
-    assert len(lab.wait_videos(2)) == quickstart.videos().count()
+    lab.wait_videos(2)
     assert all(plays(video) for video in lab.videos().all())
     assert nothing_ran(lab)
 
@@ -105,3 +107,13 @@ def test_nothing_overlaps_is_cut_or_pale(quickstart: Lab, screenshot: Screenshot
     screenshot(f"quickstart-{theme}-{width}", quickstart)
     assert layout.problems(outputs(quickstart)) == []
     assert layout.pale(outputs(quickstart)) == []
+
+
+def test_picture_of_the_readme(quickstart: Lab, screenshot: Screenshots) -> None:
+    """The comparison as it looks while it plays: players hide their bar."""
+    quickstart.theme("light")
+    quickstart.resize(WIDTHS[0])
+    quickstart.freeze(1.0)
+    quickstart.videos().evaluate_all("all => all.forEach(video => { video.controls = false; })")
+    screenshot("quickstart", quickstart.cell(quickstart.index("wanlab.compare(")), readme=True)
+    quickstart.videos().evaluate_all("all => all.forEach(video => { video.controls = true; })")
