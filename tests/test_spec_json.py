@@ -154,3 +154,9 @@ JSON_VALUES = st.recursive(
 def test_any_value_gives_a_spec_or_a_wanlab_error(name: str, value: Any) -> None:
     with contextlib.suppress(WanlabError):
         GenerationSpec.of(DEFAULT).with_(**{name: value}).to_json()
+
+
+def test_ipython_shows_a_setting_a_line() -> None:
+    pretty = pytest.importorskip("IPython.lib.pretty")
+    spec = GenerationSpec.of({"model": "m"}, prompt="a kite", seed=7)
+    assert pretty.pretty(spec) == "GenerationSpec(\n    model='m',\n    prompt='a kite',\n    seed=7,\n)"

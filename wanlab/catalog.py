@@ -146,8 +146,10 @@ class Catalogue(Sequence[Row]):
 
     def _repr_html_(self) -> str:
         def line(tag: str, cells: Sequence[str]) -> str:
-            left = ' style="text-align:left"'  # notebooks align to the right, for numbers
-            return "<tr>" + "".join(f"<{tag}{left}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+            left = "text-align:left"  # notebooks align to the right, for numbers
+            styles = (left if name in ("title", "remedy") else f"{left};white-space:nowrap" for name in _HEADS)
+            pairs = zip(styles, cells, strict=True)
+            return "<tr>" + "".join(f'<{tag} style="{s}">{html.escape(c)}</{tag}>' for s, c in pairs) + "</tr>"
 
         return f"<table>{line('th', _HEADS)}{''.join(line('td', _cells(row)) for row in self.rows)}</table>"
 
@@ -161,8 +163,9 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def catalogue(workspace: Workspace | None = None) -> Catalogue:
-    """All definitions, with whether their weights are on this machine. Asks the disk only, never the network."""
-    return Catalogue([_row(definition, on_disk(definition, workspace)) for definition in _shipped()])
+    """All definitions, those whose weights are on this machine first. Asks the disk only, never the network."""
+    rows = [_row(definition, on_disk(definition, workspace)) for definition in _shipped()]
+    return Catalogue(sorted(rows, key=lambda row: not row.on_disk))
 
 
 def on_disk(definition: Definition, workspace: Workspace | None = None) -> Path | None:

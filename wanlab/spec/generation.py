@@ -151,9 +151,16 @@ class GenerationSpec(Part):
         return model.resolve(self)
 
     def __repr__(self) -> str:
+        return f"GenerationSpec({', '.join(self._shown())})"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """What IPython shows: a setting a line."""
+        printer.text("GenerationSpec(\n" + "".join(f"    {setting},\n" for setting in self._shown()) + ")")
+
+    def _shown(self) -> list[str]:
+        """The settings that are not the spec's bare defaults, as keyword arguments."""
         shown = {k: v for k, v in self.flat().items() if k == "model" or k not in _DEFAULTS or _DEFAULTS[k] != v}
-        names = (f"{k.replace('.', '__')}={shorten(v, 80)}" for k, v in shown.items())
-        return f"GenerationSpec({', '.join(names)})"
+        return [f"{k.replace('.', '__')}={shorten(v, 80)}" for k, v in shown.items()]
 
     __str__ = __repr__
 
