@@ -117,9 +117,8 @@ def _row(tables: list[str]) -> str:
 
 def _table(title: str, values: dict[str, Any]) -> str:
     """A table of names and values below its title; nothing without values."""
-    lines = "".join(
-        f"<tr><th {_NAME}>{html.escape(n)}</th><td {_VALUE}>{_cell(v)}</td></tr>" for n, v in values.items()
-    )
+    cells = [(html.escape(name), html.escape(ellipsis(_words(value), _CUT))) for name, value in values.items()]
+    lines = "".join(f"<tr><th {_NAME}>{name}</th><td {_VALUE}>{words}</td></tr>" for name, words in cells)
     head = f"<b>{title}</b>" if title else ""
     table = f'<table style="margin:0 0 8px 0;table-layout:auto"><tbody>{lines}</tbody></table>'
     return f'<div style="max-width:100%">{head}{table}</div>' if lines else ""
