@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 import wanlab
 from tests.tiny import tiny_flux, tiny_wan
 from wanlab import inline
+from wanlab.audio import Audio
 from wanlab.errors import WanlabError
 from wanlab.stages import make_sampler
 
@@ -225,6 +227,14 @@ def test_anything_but_a_spec_is_refused(model: Any, clip: Any, wrong: Any) -> No
 
 def test_flat_settings_are_accepted_as_they_are(model: Any, clip: Any) -> None:
     assert wanlab.generate(model, **clip.spec.flat()).spec == clip.spec
+
+
+def test_sound_that_a_model_makes_reaches_the_result(model: Any, clip: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = Audio(np.zeros((1, 800), np.float32), 8000)
+    decode = type(model).decode
+    monkeypatch.setattr(type(model), "decode", lambda *args, **named: replace(decode(*args, **named), audio=sound))
+    assert wanlab.generate(model, clip.spec, num_steps=1).audio is sound
+    assert clip.audio is None
 
 
 def test_what_was_attached_by_hand_is_recorded(model: Any, clip: Any) -> None:

@@ -22,7 +22,7 @@ from wanlab.spec import GenerationSpec
 
 
 def make(num_frames: int = 3, **changes: Any) -> Result:
-    spec = GenerationSpec.of({"model": "wan_tiny"}, prompt="a kite", fps=8, **changes)
+    spec = GenerationSpec.of({"model": "wan_tiny"}, **{"prompt": "a kite", "fps": 8, **changes})
     resolved = {"spec": spec.with_(dtype="float32").to_dict(), "ran": {"attention": "sdpa"}}
     record = runs.RunRecord(id="0123456789ab", status="ok", spec=spec.to_dict(), resolved=resolved)
     frames = np.zeros((num_frames, 16, 16, 3), np.uint8)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import html
 import json
-from collections.abc import Iterable
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from wanlab.runs import RunRecord
 from wanlab.spec import GenerationSpec, plain
 from wanlab.video import Frames
 
+_COLUMNS = 3  # of the settings that are the model's
 _CUT = 240  # characters of a value
 _ROW = 'style="text-align:left;vertical-align:top;padding:1px 12px 1px 0;border:none'
 _NAME, _VALUE = f'{_ROW};white-space:nowrap;font-weight:normal;opacity:0.7"', f'{_ROW};overflow-wrap:anywhere"'
@@ -63,16 +64,19 @@ def folded(spec: GenerationSpec, record: RunRecord, where: str) -> str:
     where: HTML of `place`.
     """
     own, rest = _settings(spec)
+    made_with = {name: record.env[name] for name in _MADE_WITH if record.env.get(name)}
+    if isinstance(commit := made_with.get("commit"), str):
+        made_with["commit"] = commit[:12]
     tables = [
-        _table("Settings of its own", own.items()),
-        _table("Seconds", ((name, f"{value:.2f}") for name, value in record.timings.items())),
-        _table("What ran", _ran(record).items()),
-        _table("Made with", ((name, record.env[name]) for name in _MADE_WITH if record.env.get(name))),
+        _table("Settings", own),
+        _table("Seconds", {name: f"{value:.2f}" for name, value in record.timings.items()}),
+        _table("What ran", _ran(record)),
+        _table("Made with", made_with),
     ]
-    more = f"<details><summary>{len(rest)} settings as the model has them</summary>{_table('', rest.items())}</details>"
+    usual = [_table("", part) for part in _parts(rest, _COLUMNS)]
+    more = f"<details><summary>{len(rest)} more, as the model has them</summary>{_row(usual)}</details>"
     ids = f"<p>spec <code>{spec.id}</code> · run <code>{html.escape(record.id)}</code> · {where}</p>"
-    columns = '<div style="display:flex;flex-wrap:wrap;gap:0 24px;align-items:flex-start">'
-    return f"<details><summary>Settings and timings</summary>{ids}{columns}{''.join(tables)}</div>{more}</details>"
+    return f"<details><summary>Settings and timings</summary>{ids}{_row(tables)}{more}</details>"
 
 
 def _settings(spec: GenerationSpec) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -99,16 +103,25 @@ def _ran(record: RunRecord) -> dict[str, Any]:
     return {str(name).replace("_", " "): value for name, value in found.items() if value}
 
 
-def _table(title: str, rows: Iterable[tuple[str, Any]]) -> str:
-    """A table of names and values below its title; nothing without rows."""
-    lines = "".join(f"<tr><th {_NAME}>{html.escape(n)}</th><td {_VALUE}>{_cell(v)}</td></tr>" for n, v in rows)
+def _parts(values: dict[str, Any], count: int) -> list[dict[str, Any]]:
+    """The values in order, in as many parts of about equal length."""
+    items = list(values.items())
+    size = max(1, math.ceil(len(items) / count))
+    return [dict(items[i : i + size]) for i in range(0, len(items), size)]
+
+
+def _row(tables: list[str]) -> str:
+    """Tables side by side, below each other where the page is narrow."""
+    return f'<div style="display:flex;flex-wrap:wrap;gap:0 24px;align-items:flex-start">{"".join(tables)}</div>'
+
+
+def _table(title: str, values: dict[str, Any]) -> str:
+    """A table of names and values below its title; nothing without values."""
+    cells = [(html.escape(name), html.escape(ellipsis(_words(value), _CUT))) for name, value in values.items()]
+    lines = "".join(f"<tr><th {_NAME}>{name}</th><td {_VALUE}>{words}</td></tr>" for name, words in cells)
     head = f"<b>{title}</b>" if title else ""
     table = f'<table style="margin:0 0 8px 0;table-layout:auto"><tbody>{lines}</tbody></table>'
     return f'<div style="max-width:100%">{head}{table}</div>' if lines else ""
-
-
-def _cell(value: Any) -> str:
-    return html.escape(ellipsis(_words(value), _CUT))
 
 
 def _words(value: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ _MOST_PIXELS = 64_000_000  # of all frames together; encoding more would hold up
 _PROXY_HEIGHT = 320  # pixels of the smaller copy that is embedded when the clip itself is too large
 _SHOWN_SIDE = 320  # pixels; smaller pictures are shown enlarged a whole number of times, up to this
 _SHOWN_HEIGHT = 480  # pixels of a result on the page; the player's full screen has the rest
+_STRIP_WIDTH, _STRIP_HEIGHT = 640, 160  # pixels of a row of pictures, and the most of one picture
 _LARGE, _SMALL = 28, 34  # crf of an embedded copy, and of the second try
 _TINY = 20  # crf of pictures that are shown enlarged, where every blemish is
 
@@ -119,12 +121,14 @@ def poster(frames: Frames) -> str:
     return _source("image/jpeg", file.getvalue())
 
 
-def strip(pictures: Sequence[Frames], titles: Sequence[str], columns: int) -> str:
-    """HTML of pictures (H, W, 3) in rows, each under its title, by mediapy."""
+def strip(pictures: Sequence[Frames], titles: Sequence[str]) -> str:
+    """HTML of pictures (H, W, 3) in rows of equal length that fit a page, each under its title, by mediapy."""
     import mediapy
 
     height, width = pictures[0].shape[:2]
-    shown = min(height * enlargement(2 * height, 2 * width), _PROXY_HEIGHT // 2)
+    shown = min(height * enlargement(2 * height, 2 * width), _STRIP_HEIGHT)
+    rows = math.ceil(len(pictures) * width * shown / height / _STRIP_WIDTH)
+    columns = math.ceil(len(pictures) / max(1, min(rows, len(pictures))))
     return mediapy.show_images(pictures, titles, height=shown, columns=columns, return_html=True)
 
 
@@ -186,7 +190,8 @@ def _image_source(frame: Frames) -> str:
 
 
 def _image_tag(frame: Frames, source: str, title: str, most: int | None = None) -> str:
-    return f'<img {_shown(frame[None], most)} title="{_quoted(title)}" src="{_quoted(source)}">'
+    name = _quoted(title)
+    return f'<img {_shown(frame[None], most)} alt="{name}" title="{name}" src="{_quoted(source)}">'
 
 
 def _video_tag(

@@ -45,8 +45,10 @@ def _told_by_server() -> str | None:
 @functools.cache
 def _name_of_starter(pid: str) -> str | None:
     """The session in the environment of the process that started this kernel; None if it has none or hides it."""
-    import psutil  # ipykernel needs it too
-
+    try:
+        import psutil  # comes with ipykernel
+    except ImportError:
+        return None
     try:
         return psutil.Process(int(pid)).environ().get(_NAME)
     except (ValueError, OSError, psutil.Error):  # on Windows the variable holds a handle
