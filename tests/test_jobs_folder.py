@@ -221,12 +221,12 @@ def test_prompts_stay_out_of_the_record_if_the_spec_says_so(model: Any, tmp_path
 
 PROCESS = """
 import os, signal, sys, threading, wanlab
-from tests.tiny import tiny_wan
 from wanlab.runs import read_run
-model = wanlab.load(tiny_wan(sys.argv[1] + "/model")[1], device="cpu")
+model = wanlab.load(sys.argv[3], device="cpu")
 spec = dict(prompt="a", num_steps=10_000, num_frames=33, width=128, height=128)
 reached = threading.Event()
 jobs = [wanlab.submit(model, **spec, on_step=lambda *_: reached.set(), folder=f"{sys.argv[1]}/{n}") for n in "ab"]
+without = wanlab.submit(model, **spec)
 assert reached.wait(60)
 assert [read_run(job.folder).status for job in jobs] == ["running", "pending"]
 if sys.argv[2] == "kill":
@@ -235,9 +235,12 @@ if sys.argv[2] == "kill":
 
 
 @pytest.mark.parametrize(("way", "status"), [("kill", "crashed"), ("exit", "cancelled")])
-def test_ends_of_the_process(model: Any, tmp_path: Path, way: str, status: str) -> None:
+def test_ends_of_the_process(definition: dict[str, Any], model: Any, tmp_path: Path, way: str, status: str) -> None:
     """Killed in mid-run, the running and the waiting job read as crashed; a normal end cancels both and says so."""
-    done = subprocess.run([sys.executable, "-c", PROCESS, tmp_path, way], cwd=ROOT, capture_output=True, timeout=120)
+    path = tmp_path / "definition.json"
+    path.write_text(json.dumps(definition))
+    code = [sys.executable, "-c", PROCESS, tmp_path, way, path]
+    done = subprocess.run(code, cwd=ROOT, capture_output=True, timeout=120)
     assert done.returncode == (-signal.SIGKILL if way == "kill" else 0), done.stderr[-2000:]
     for name in "ab":
         assert runs.read_run(tmp_path / name).status == status
