@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ import torch
 
 import wanlab
 from tests.tiny import tiny_wan
+from wanlab import jobs
 from wanlab.watch import Cancelled
 
 SPEC = {"prompt": "a red fox", "num_steps": 6, "width": 32, "height": 32, "num_frames": 5, "seed": 1}
@@ -25,8 +27,16 @@ WAIT = 60  # seconds, only ever used up by a failure
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    _, definition = tiny_wan(tmp_path_factory.mktemp("wan"))
+def definition(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The definition's file, for other processes too."""
+    folder, definition = tiny_wan(tmp_path_factory.mktemp("wan"))
+    path = folder.parent / "wan_random_1.json"
+    path.write_text(json.dumps(definition))
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(definition: Path) -> Any:
     return wanlab.load(definition, device="cpu")
 
 
@@ -90,18 +100,79 @@ def test_cancel_ends_within_one_step_and_leaves_no_trace(model: Any, at: int) ->
 
 def test_jobs_run_in_order_and_a_queued_one_can_be_cancelled(model: Any) -> None:
     gate, order = Gate(), []
-    jobs = [wanlab.submit(model, **SPEC, on_step=gate)]
-    jobs += [wanlab.submit(model, **SPEC, on_step=lambda step, *_, i=i: order.append(i)) for i in (1, 2, 3)]
+    queued = [wanlab.submit(model, **SPEC, on_step=gate)]
+    queued += [wanlab.submit(model, **SPEC, on_step=lambda step, *_, i=i: order.append(i)) for i in (1, 2, 3)]
     assert gate.reached.wait(WAIT)
-    assert [job.status for job in jobs] == ["running", "queued", "queued", "queued"]
-    jobs[2].cancel()
-    assert jobs[2].status == "cancelled"
+    assert [job.status for job in queued] == ["running", "queued", "queued", "queued"]
+    queued[2].cancel()
+    assert queued[2].status == "cancelled"
     gate.opened.set()
     with pytest.raises(Cancelled):
-        jobs[2].result(WAIT)
+        queued[2].result(WAIT)
     for i in (0, 1, 3):
-        jobs[i].result(WAIT)
+        queued[i].result(WAIT)
     assert order == [1] * 6 + [3] * 6
+
+
+def test_places_in_the_queue(model: Any) -> None:
+    gate = Gate()
+    queued = [wanlab.submit(model, **SPEC, on_step=gate if i == 0 else None) for i in range(4)]
+    assert gate.reached.wait(WAIT)
+    assert [job.ahead for job in queued] == [0, 1, 2, 3]
+    assert jobs.pending() == jobs.pending("cpu") == jobs.pending(torch.device("cpu")) == queued
+    assert jobs.pending("cuda") == []
+    queued[1].cancel()
+    assert [job.ahead for job in queued] == [0, 0, 1, 2]
+    assert jobs.pending() == [queued[0], *queued[2:]]
+    gate.opened.set()
+    queued[3].result(WAIT)
+    assert jobs.pending() == []
+    assert [job.ahead for job in queued] == [0, 0, 0, 0]
+
+
+def test_on_end_is_called_once_whatever_the_end(model: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """In the thread that ends the job; what it raises is logged, and the other calls and jobs go on."""
+    ends: list[tuple[str, str, str]] = []
+    told = threading.Event()
+
+    def note(name: str) -> Any:
+        def call(job: Any) -> None:
+            ends.append((name, job.status, threading.current_thread().name))
+            assert job.done()
+            if name == "last":
+                told.set()
+
+        return call
+
+    def fail(job: Any) -> None:
+        raise {"failed": RuntimeError, "cancelled": Cancelled}[job.status]("from an end")
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("from a callback")
+
+    gate = Gate()
+    good, bad, gone, last = (
+        wanlab.submit(model, **SPEC, on_step=gate),
+        wanlab.submit(model, **SPEC, on_step=broken),
+        wanlab.submit(model, **SPEC),
+        wanlab.submit(model, **SPEC),
+    )
+    assert gate.reached.wait(WAIT)
+    for name, job in (("good", good), ("bad", bad), ("gone", gone), ("last", last)):
+        if name in ("bad", "gone"):
+            job.on_end(fail)
+        job.on_end(note(name))
+    gone.on_end(lambda job: job.cancel())
+    gone.cancel()
+    assert ends == [("gone", "cancelled", "MainThread")]
+    gate.opened.set()
+    assert told.wait(WAIT)
+    assert ends[1:] == [(n, s, "wanlab-cpu") for n, s in (("good", "done"), ("bad", "failed"), ("last", "done"))]
+    good.on_end(note("again"))
+    assert ends[-1] == ("again", "done", "MainThread")
+    assert len(ends) == 5
+    assert len([r for r in caplog.records if r.name == "wanlab.jobs._job"]) == 2
+    assert "from an end" in caplog.text
 
 
 def test_a_failing_job_raises_its_error_and_the_next_one_runs(model: Any) -> None:
@@ -222,20 +293,33 @@ def test_denoise_by_hand_waits_too(model: Any) -> None:
     assert torch.equal(results[0], job.result(WAIT).latents)
 
 
-def test_the_process_ends_well_while_a_job_runs(tmp_path: Path) -> None:
+def test_a_forked_process_has_workers_of_its_own(definition: Path) -> None:
     code = f"""
-import wanlab
-from tests.tiny import tiny_wan
-model = wanlab.load(tiny_wan({str(tmp_path)!r})[1], device="cpu")
-job = wanlab.submit(model, prompt="a", num_steps=10_000, num_frames=33, width=128, height=128)
-while job.progress.step < 2:
-    pass
-print(job)
+import os, threading, wanlab
+model = wanlab.load({str(definition)!r}, device="cpu")
+spec = dict(prompt="a", num_steps=2, num_frames=5, width=32, height=32)
+wanlab.submit(model, **spec).result(60)
+reached, opened = threading.Event(), threading.Event()
+other = wanlab.load({str(definition)!r}, device="cpu")
+theirs = wanlab.submit(other, **spec, on_step=lambda *_: reached.set() or opened.wait(60))
+assert reached.wait(60)
+if os.fork() == 0:
+    try:
+        try:
+            theirs.result(1)
+        except wanlab.WanlabError as error:
+            assert "process that submitted it" in str(error)
+            assert wanlab.submit(model, **spec).result(60).frames.shape == (5, 32, 32, 3)
+            os._exit(7)
+    finally:
+        os._exit(1)
+assert os.waitstatus_to_exitcode(os.wait()[1]) == 7
+opened.set()
+print(theirs.result(60))
 """
     root = Path(__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "running" in done.stdout
 
 
 def test_a_job_that_waits_for_the_model_can_be_cancelled(model: Any) -> None:

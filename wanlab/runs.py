@@ -198,7 +198,8 @@ def write_run(folder: str | Path, record: RunRecord, artifacts: Mapping[str, Sou
             record = record.with_(artifacts=entries)
             _produce(last, _text(record).encode())
             former = _listed(folder)
-            (folder / RUN_JSON).unlink(missing_ok=True)  # from here on only renames, which a full disk allows
+            if former:  # while its files are replaced, it would lie; from here on only renames: a full disk allows them
+                (folder / RUN_JSON).unlink(missing_ok=True)
             for name, part in parts.items():
                 os.replace(part, places[name])
                 sync_folder(places[name].parent)

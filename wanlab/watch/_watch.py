@@ -37,7 +37,8 @@ class Watch:
     ) -> None:
         self._on_step, self._lines, self._names = on_step, lines, stages
         self._stop = threading.Event()
-        self._stage, self._num_steps, self._share = "waiting", 0, 0.0
+        self._stage, self._num_steps = "waiting", 0
+        self._part = (0.0, 0.0)  # the share of the stage that is done, and since when
         self._began: dict[str, float] = {}
         self._ended: dict[str, float] = {}
         self._end: float | None = None
@@ -89,7 +90,8 @@ class Watch:
 
     def part(self, share: float) -> None:
         """Note the share (0 to 1) of the present stage that is done; raises `Cancelled` as `check` does."""
-        self._share = max(self._share, share)
+        if share > self._part[0]:
+            self._part = (share, time.monotonic())
         self.check()
 
     def enter(self, stage: str, num_steps: int = 0) -> None:
@@ -98,7 +100,7 @@ class Watch:
         now = time.monotonic()
         if self._began:
             self._ended[self._stage] = now
-        self._began[stage], self._share = now, 0.0
+        self._began[stage], self._part = now, (0.0, now)
         self._stage, self._num_steps = stage, num_steps or self._num_steps
 
     def on_step(self, step: int, sigma: float, latents: Tensor, denoised: Tensor) -> None:
@@ -115,11 +117,11 @@ class Watch:
         now, stage, step = self._end or time.monotonic(), self._stage, self._steps[0]
         first = next(iter(tuple(self._began.values())), now)
         begins, length = _SHARES.get(stage, (0.0, 0.0))
-        fraction = begins + length * self._share
+        fraction = begins + length * self._part[0]
         if stage not in _SHARES and self._num_steps:
             fraction = _SHARES["decode"][0] * step / self._num_steps
         stages = tuple(self._stage_time(name, now) for name in self._names)
-        eta = None if self._end else self._eta(stage, now)
+        eta = None if self._end or stage not in self._began else self._eta(stage, now)
         return Progress(stage, step, self._num_steps, now - first, eta, fraction, stages)
 
     def _stage_time(self, name: str, now: float) -> StageTime:
@@ -129,20 +131,19 @@ class Watch:
 
     def _eta(self, stage: str, now: float) -> float | None:
         """Seconds left of this stage, None while unknown, and of the later ones as far as they are known."""
-        if stage not in self._began:
-            return None
-        here = self._left(stage, now - self._began[stage], now)
+        here = self._left(stage, now)
         later = self._names[self._names.index(stage) + 1 :] if stage in self._names else ()
         return None if here is None else here + sum(self._usual(name) or 0.0 for name in later)
 
-    def _left(self, stage: str, spent: float, now: float) -> float | None:
-        done, _, last = self._steps
+    def _left(self, stage: str, now: float) -> float | None:
+        """Seconds left of the present stage: of its steps, else as in the last run, else by its parts."""
+        (done, _, last), (share, since), began = self._steps, self._part, self._began[stage]
         if stage == "denoise" and done:
             return max(0.0, self._step_seconds() * (self._num_steps - done) - (now - last))
-        usual, share = self._usual(stage), self._share
-        if share and (usual is None or usual < spent):
-            return spent * (1 / share - 1)
-        return None if usual is None else max(0.0, usual - spent)
+        usual = self._usual(stage)
+        if share and (usual is None or usual < now - began):
+            return max(0.0, (since - began) * (1 / share - 1) - (now - since))
+        return None if usual is None else max(0.0, usual - (now - began))
 
     def _usual(self, stage: str) -> float | None:
         """Seconds that a stage took the last time, scaled to the number of steps."""
