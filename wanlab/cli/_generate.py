@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from wanlab.cli._console import Parser, command, say
 from wanlab.cli._progress import ProgressLine
 from wanlab.errors import WanlabError
-from wanlab.files import writing
 
 if TYPE_CHECKING:
     from wanlab.result import Result
@@ -129,11 +127,12 @@ def _announced() -> Iterator[None]:
 
 def _save(result: Result, out: Path | None) -> Path:
     """Save to `out`, or to a new folder under runs/; Ctrl-C waits until the files are whole."""
+    from wanlab import runs
     from wanlab.watch import Interrupts
 
     with Interrupts():
         made = [place for place in (out or _RUNS, *(out or _RUNS).absolute().parents) if not place.exists()]
-        path = out or new_folder(_RUNS, result.spec)
+        path = out or runs.new_folder(_RUNS, runs.folder_name(result.spec, result.run_id))[0]
         try:
             return result.save(path)
         except BaseException:
@@ -141,28 +140,6 @@ def _save(result: Result, out: Path | None) -> Path:
                 with contextlib.suppress(OSError):
                     folder.rmdir()
             raise
-
-
-def new_folder(root: Path, spec: GenerationSpec) -> Path:
-    """Make a folder that did not exist, named after the prompt (unless that is to be left out) and the seed."""
-    prompt = "" if spec.output.strip_prompt else _plain(spec.text.prompt)
-    name = f"{prompt or _plain(spec.model)}_seed-{spec.sampling.seed}"
-    attempt = 1
-    while True:
-        folder = root / (name if attempt == 1 else f"{name}_{attempt}")
-        with writing(folder):
-            try:
-                folder.mkdir(parents=True)
-                return folder
-            except FileExistsError:
-                if not root.is_dir():
-                    raise
-        attempt += 1
-
-
-def _plain(text: str) -> str:
-    """At most 48 letters, digits and dashes."""
-    return re.sub(r"[\W_]+", "-", text.lower())[:48].strip("-")
 
 
 def _tell(result: Result, path: Path, device: str, *, as_json: bool) -> None:
