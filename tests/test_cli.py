@@ -127,7 +127,7 @@ def test_methods_are_named_as_in_a_spec(capsys: pytest.CaptureFixture[str]) -> N
     [
         (["generat"], "Did you mean 'generate'"),
         (["--nonsense"], "nonsense"),
-        (["generate"], "No model is named. Choices: flux_dev"),
+        (["generate"], "No model is named. Choices: wan_tiny"),
         (["generate", "wan_tny"], "Did you mean 'wan_tiny'"),
         (["generate", "wan_tiny", "promt=a"], "Did you mean 'prompt'"),
         (["generate", "wan_tiny", "seed"], "'seed' is not setting=value"),
@@ -174,6 +174,11 @@ def test_debug_shows_where(capsys: pytest.CaptureFixture[str]) -> None:
     err = capsys.readouterr().err
     assert "Traceback" in err
     assert "Did you mean 'wan_tiny'" in err
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
 
 def test_progress_is_one_line_on_a_terminal_and_few_lines_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,7 +132,7 @@ def _save(result: Result, out: Path | None) -> Path:
 
     with Interrupts():
         made = [place for place in (out or _RUNS, *(out or _RUNS).absolute().parents) if not place.exists()]
-        path = out or runs.new_folder(_RUNS, runs.folder_name(result.spec, result.run_id))[0]
+        path = out or _RUNS / runs.new_folder(_RUNS, runs.folder_name(result.spec, result.run_id))[0].name
         try:
             return result.save(path)
         except BaseException:
