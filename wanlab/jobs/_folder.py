@@ -37,7 +37,7 @@ class JobFolder:
     def __init__(self, path: str | Path, model: Any, spec: GenerationSpec) -> None:
         self.path = _free(path)
         self._lock = threading.Lock()
-        self._ended = False
+        self._ended = self._cut_short = False
         record = runs.RunRecord(
             id=runs.run_id(spec.id, model.fingerprint),
             spec=publishable(spec).to_dict(),
@@ -79,6 +79,10 @@ class JobFolder:
         result.record = result.record.with_(artifacts=written.artifacts)
         result.lies_in(self.path)
 
+    def cut_short(self) -> None:
+        """Note that the process ends: nobody cancelled this run."""
+        self._cut_short = True
+
     def fail(self, error: BaseException) -> None:
         """Write why the run did not end well; what the disk refuses is logged, as the job has an error already."""
         kind = "failed"
@@ -88,6 +92,8 @@ class JobFolder:
             kind = "oom"
         tail = "" if kind == "cancelled" else "".join(traceback.format_exception(error))[-_TAIL:]
         why = runs.Failure(type=type(error).__name__, message=str(error), traceback_tail=tail)
+        if self._cut_short and kind == "cancelled":
+            kind, why = "crashed", runs.Failure(type="ProcessEnded", message="Python ended before this run did.")
         with self._lock:
             self._ended = True
             record = self._record.with_(status=kind, error=why.model_dump(), ended=runs.now())

@@ -90,6 +90,12 @@ class Job:
         if self._claim():
             self._settle(Cancelled("Cancelled before it started."))
 
+    def cut_short(self) -> None:
+        """Cancel because the process ends; the record says crashed."""
+        if self._record is not None:
+            self._record.cut_short()
+        self.cancel()
+
     def on_end(self, fn: Callable[[Job], Any]) -> None:
         """Call `fn(job)` once when the job is over, in the thread that ends it; at once if it is over already.
 
