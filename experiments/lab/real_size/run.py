@@ -1,6 +1,6 @@
 """Cancel, progress and previews at a real model's size, with random weights, on one GPU.
 
-    python experiments/lab/real_size.py --out experiments/lab/results/real_size.json [--steps 8] [--scratch FOLDER]
+    python experiments/lab/real_size/run.py --out experiments/lab/real_size/results.json [--steps 8] [--scratch FOLDER]
 
 Writes Wan 2.1's 1.3B transformer, its VAE and UMT5-XXL with random weights in diffusers layout (15 GB), loads them as
 any checkpoint, and cancels a job in each of its stages: how long from `job.cancel()` to its end, next to the time of
