@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import html
 import math
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from wanlab import metrics
+from wanlab import metrics, video
 from wanlab.errors import WanlabError, shorten
 from wanlab.inline import ellipsis, enlargement, player
 from wanlab.result import Result
@@ -25,12 +27,13 @@ _FONT = 15  # pixels
 _PAD = 4
 _GAP = 4
 _DARK, _LIGHT = (24, 24, 24), (235, 235, 235)
+_PAGE = 960  # pixels in width of all clips in a page
 _VALUE = 60  # characters of a setting's value in a label
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """What `compare` returns: `.rows`, `.labels`, `.frames`; shows itself in a notebook as one video and one table.
+    """What `compare` returns: `.rows`, `.labels`, `.frames`, `.save("x.mp4")`; shows itself in a notebook as one video and one table.
 
     The first result is the one the others are measured against. Nothing in the display needs JavaScript, so it survives
     saving, mailing and reopening the notebook.
@@ -83,9 +86,50 @@ class Comparison:
         """(T, H, W, 3) uint8 of all clips in a grid, each under its label; a shorter clip holds its last frame."""
         return composite([r.frames for r in self.results], self.labels)
 
+    @cached_property
+    def per_frame(self) -> list[metrics.FrameDistances | None]:
+        """For each result, PSNR and differences to the first, frame by frame; None as in `rows`."""
+        first = self.results[0]
+        return [
+            metrics.frame_distances(first.frames, r.frames) if i and r.frames.shape == first.frames.shape else None
+            for i, r in enumerate(self.results)
+        ]
+
+    @property
+    def fps(self) -> float:
+        """Frames per second of the first result; all are shown at it, frame beside frame."""
+        return self.results[0].fps
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write all clips with their labels as one video, "x.mp4", or images as one "x.png"; complete or not at all.
+
+        Raises WanlabError for another ending, for a clip as "x.png", for a full disk and a place that cannot be written.
+        """
+        if not isinstance(path, str | os.PathLike) or not str(path).strip() or "\0" in str(path):
+            raise WanlabError(f"{shorten(path)} is no path", remedy='Give a file, such as "side_by_side.mp4".')
+        path = Path(path)
+        if path.suffix == ".png" and len(self.frames) == 1:
+            return video.write_image(path, self.frames[0])
+        if path.suffix != ".mp4":
+            choices = [".mp4", ".png"] if len(self.frames) == 1 else [".mp4"]
+            raise WanlabError(f"Cannot save a comparison of this length as {path.name!r}", choices=choices)
+        return video.write_video(path, self.frames, self.fps)
+
+    def _video_html(self) -> str:
+        """The clips as one video for a page's width: large ones are made smaller before labels are written on them."""
+        columns = min(len(self.results), _COLUMNS)
+        width, height = (max(r.frames.shape[axis] for r in self.results) for axis in (2, 1))
+        factor = min(_PAGE / columns / width, _PAGE / columns / height)
+        if factor >= 1:
+            return player(self.frames, self.fps, "comparison")
+        clips = [_smaller(r.frames, factor) for r in self.results]
+        return player(composite(clips, self.labels), self.fps, "comparison")
+
+    def _table_html(self) -> str:
+        return _table(self.rows)
+
     def _repr_html_(self) -> str:
-        video = player(self.frames, self.results[0].fps, "comparison")
-        return f"<div>{video}{_table(self.rows)}</div>"
+        return f"<div>{self._video_html()}{self._table_html()}</div>"
 
     def __repr__(self) -> str:
         return f"Comparison({len(self.results)} results: {'; '.join(shorten(label, 60) for label in self.labels)})"
@@ -139,6 +183,11 @@ def composite(clips: Sequence[np.ndarray[Any, Any]], labels: Sequence[str]) -> n
         canvas[:, row : row + top, column : column + width] = strip
         canvas[:, row + top : row + top + held.shape[1], column : column + held.shape[2]] = held
     return canvas
+
+
+def _smaller(clip: np.ndarray[Any, Any], factor: float) -> np.ndarray[Any, Any]:
+    size = (max(1, round(clip.shape[2] * factor)), max(1, round(clip.shape[1] * factor)))
+    return np.stack([np.asarray(Image.fromarray(f).resize(size, Image.Resampling.BILINEAR)) for f in clip])
 
 
 def _strips(labels: Sequence[str], width: int) -> list[np.ndarray[Any, Any]]:
