@@ -16,7 +16,7 @@ from wanlab.errors import WanlabError
 
 _PEAK = 255.0
 _TAPS, _SIGMA = 11, 1.5  # the window of Wang et al. 2004
-_EQUAL_FRAME = 100.0  # dB counted for a frame without any error, as VideoSys' common_metrics does
+EQUAL_FRAME = 100.0  # dB counted for a frame without any error, as VideoSys' common_metrics does
 
 Array = np.ndarray[Any, Any]
 
@@ -34,7 +34,7 @@ def psnr_per_frame(a: Array, b: Array) -> Array:
     """
     mse = np.mean(_squared_error(a, b), axis=(1, 2, 3))
     with np.errstate(divide="ignore"):
-        return np.where(mse < 1e-10, _EQUAL_FRAME, 10 * np.log10(_PEAK**2 / mse))
+        return np.where(mse < 1e-10, EQUAL_FRAME, 10 * np.log10(_PEAK**2 / mse))
 
 
 @dataclass(frozen=True, eq=False)

@@ -53,40 +53,9 @@ def write_video(
     return Path(path)
 
 
-def screen_video(pictures: Iterable[Frames], num_frames: int, fps: float, *, crf: int, most_bytes: int) -> bytes:
-    """An mp4 for players on a screen: quick to encode, exact to seek (no B-frames, a key frame every eight).
-
-    pictures: `num_frames` of (H, W, 3) uint8 RGB, even height and width, taken one by one. crf says how good it is where
-    the bytes allow that; a rate limit keeps it near or below `most_bytes`. Unlike `write_video`, threads may change bytes.
-    """
-    import av
-
-    rate, seconds = Fraction(fps).limit_denominator(1001), num_frames / fps
-    limits = {"maxrate": str(int(most_bytes * 8 * 0.6 / seconds)), "bufsize": str(int(most_bytes * 8 * 0.3))}
-    options = {"preset": "ultrafast", "crf": str(crf), "bf": "0", "g": "8", "keyint_min": "8", "sc_threshold": "0"}
-    file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as container:
-        stream: Any = container.add_stream("libx264", rate=rate, options=options | limits)
-        stream.pix_fmt = "yuv420p"
-        for i, picture in enumerate(pictures):
-            if i == 0:
-                stream.height, stream.width = picture.shape[:2]
-                _as_players_assume(stream.codec_context)
-            container.mux(stream.encode(_converted(av.VideoFrame.from_ndarray(picture, format="rgb24"), "yuv420p")))
-        container.mux(stream.encode())
-    return file.getvalue()
-
-
-def _as_players_assume(context: Any) -> None:
-    """BT.709 in 16 to 235, written into the stream."""
-    from av.video.reformatter import ColorRange
-
-    context.colorspace, context.color_primaries, context.color_trc = 1, 1, 1
-    context.color_range = ColorRange.MPEG
-
-
 def _encode(path: Path, frames: Frames, rate: Fraction, options: dict[str, str], comment: str) -> None:
     import av
+    from av.video.reformatter import ColorRange
 
     height, width = frames.shape[1:3]
     lossless = "qp" in options
@@ -103,8 +72,10 @@ def _encode(path: Path, frames: Frames, rate: Fraction, options: dict[str, str],
         stream: Any = container.add_stream(codec, rate=rate, options=options)
         stream.width, stream.height = padded.shape[2], padded.shape[1]
         stream.pix_fmt = "rgb24" if lossless else "yuv420p"
+        context = stream.codec_context
         if not lossless:
-            _as_players_assume(stream.codec_context)
+            context.colorspace, context.color_primaries, context.color_trc = 1, 1, 1  # BT.709, as players assume
+            context.color_range = ColorRange.MPEG
         for picture in padded:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
             container.mux(stream.encode(frame if lossless else _converted(frame, "yuv420p")))
@@ -121,6 +92,34 @@ def _converted(frame: Any, form: str) -> Any:
         dst_colorspace=Colorspace.ITU709 if form == "yuv420p" else None,
         interpolation=Interpolation.BICUBIC | exact | Interpolation.BITEXACT,
     )
+
+
+def screen_video(pictures: Iterable[Frames], num_frames: int, fps: float, *, crf: int, most_bytes: int) -> bytes:
+    """An mp4 for players on a screen: quick to encode, exact to seek (no B-frames, a key frame every eight).
+
+    pictures: `num_frames` of (H, W, 3) uint8 RGB, even height and width, taken one by one. crf says how good it is
+    where the bytes allow that; a rate limit keeps it near or below `most_bytes`. Unlike those of `write_video`, the
+    bytes may change with the number of threads.
+    """
+    import av
+    from av.video.reformatter import ColorRange
+
+    rate, seconds = Fraction(fps).limit_denominator(1001), num_frames / fps
+    limits = {"maxrate": str(int(most_bytes * 8 * 0.6 / seconds)), "bufsize": str(int(most_bytes * 8 * 0.3))}
+    options = {"preset": "ultrafast", "crf": str(crf), "bf": "0", "g": "8", "keyint_min": "8", "sc_threshold": "0"}
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream: Any = container.add_stream("libx264", rate=rate, options=options | limits)
+        stream.pix_fmt = "yuv420p"
+        context = stream.codec_context
+        context.colorspace, context.color_primaries, context.color_trc = 1, 1, 1  # BT.709, as players assume
+        context.color_range = ColorRange.MPEG
+        for i, picture in enumerate(pictures):
+            if i == 0:
+                stream.height, stream.width = picture.shape[:2]
+            container.mux(stream.encode(_converted(av.VideoFrame.from_ndarray(picture, format="rgb24"), "yuv420p")))
+        container.mux(stream.encode())
+    return file.getvalue()
 
 
 def read_video(path: str | Path) -> tuple[Frames, float, str]:

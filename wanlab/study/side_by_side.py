@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,15 +29,16 @@ _PAD = 4
 _GAP = 4
 _DARK, _LIGHT = (24, 24, 24), (235, 235, 235)
 _PAGE = 960  # pixels in width of all clips in a page
+_WORD = 12  # characters of a word in the table's heads before it may break
 _VALUE = 60  # characters of a setting's value in a label
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """What `compare` returns: `.rows`, `.labels`, `.frames`, `.save("x.mp4")`; shows itself in a notebook as one video and one table.
+    """What `compare` returns: `.rows`, `.labels`, `.frames`, `.per_frame`, `.save("x.mp4")`.
 
-    The first result is the one the others are measured against. Nothing in the display needs JavaScript, so it survives
-    saving, mailing and reopening the notebook.
+    The first result is the one the others are measured against. In a notebook it shows itself as one video and one
+    table. Nothing in them needs JavaScript, so they survive saving, mailing and reopening the notebook.
     """
 
     results: tuple[Result, ...]
@@ -103,7 +105,7 @@ class Comparison:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write all clips with their labels as one video, "x.mp4", or images as one "x.png"; complete or not at all.
 
-        Raises WanlabError for another ending, for a clip as "x.png", for a full disk and a place that cannot be written.
+        Raises WanlabError for another ending, for clips as "x.png", for a full disk and where it cannot be written.
         """
         if not isinstance(path, str | os.PathLike) or not str(path).strip() or "\0" in str(path):
             raise WanlabError(f"{shorten(path)} is no path", remedy='Give a file, such as "side_by_side.mp4".')
@@ -223,7 +225,8 @@ def _wrap(text: str, width: int, font: Any) -> list[str]:
     return lines or [""]
 
 
-_LEFT, _SMALL = ' style="text-align:left;white-space:nowrap"', ' style="text-align:left;opacity:0.7"'
+_LEFT = ' style="text-align:left;min-width:10em"'
+_HEAD = ' style="vertical-align:bottom"'
 
 
 @dataclass(frozen=True)
@@ -251,17 +254,28 @@ _MEASURES = (
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:
     """A column a result, a line a measure; lines that no result has a value for are left out."""
-    heads = "".join(f"<th>{html.escape(row['label'])}</th>" for row in rows)
+    heads = "".join(f"<th{_HEAD}>{_breakable(row['label'])}</th>" for row in rows)
     body = "".join(_line(line, rows) for line in _MEASURES if any(row[line.name] is not None for row in rows))
-    return f"<table><thead><tr><th></th>{heads}<th></th></tr></thead><tbody>{body}</tbody></table>"
+    return f"<table><thead><tr><th></th>{heads}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _line(line: _Measure, rows: Sequence[dict[str, Any]]) -> str:
     cells = "".join(f"<td>{html.escape(_cell(line, row[line.name]))}</td>" for row in rows)
-    return f"<tr><th{_LEFT}>{html.escape(line.title)}</th>{cells}<td{_SMALL}>{html.escape(line.meaning)}</td></tr>"
+    return f"<tr><th{_LEFT}>{html.escape(line.title)}<br>{_small(line.meaning)}</th>{cells}</tr>"
+
+
+def _breakable(text: str) -> str:
+    """`text` as HTML that may go on in the next line after "_" and within long words, such as a cache's mask."""
+    pieces = re.findall(rf"[^\s_]{{1,{_WORD}}}_?|_|\s+", text)
+    return "".join(html.escape(p) + "<wbr>" * (p.endswith("_") or len(p) == _WORD) for p in pieces)
+
+
+def _small(text: str) -> str:
+    return f'<small style="font-weight:normal;opacity:0.8">{html.escape(text)}</small>'
 
 
 def _cell(line: _Measure, value: Any) -> str:
     if value is None:
         return "–"
-    return "equal" if value == math.inf else f"{value:{line.form}} {line.unit}".rstrip()
+    is_equal = value == math.inf or (line.name == "psnr_frames" and value >= metrics.EQUAL_FRAME)
+    return "equal" if is_equal else f"{value:{line.form}} {line.unit}".rstrip()

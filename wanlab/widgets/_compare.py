@@ -58,5 +58,3 @@ def _show(html: str, text: str) -> None:
 def compare(*results: Result) -> Compare:
     """Put results side by side; the first is the reference. Raises WanlabError for fewer than two."""
     return Compare(checked(*results).results)
-
-

@@ -12,7 +12,11 @@ const ICONS = {
 };
 const SPEEDS = [0.1, 0.25, 0.5, 1, 2];
 const GAINS = [1, 2, 4, 8, 16];
-const MODES = { side: "Side by side", wipe: "Wipe", difference: "Difference" };
+const MODES = {
+  side: ["Side by side", "All clips, each in its own picture"],
+  wipe: ["Wipe", "The first clip on the left of a divider, the other on its right"],
+  difference: ["Difference", "Absolute difference to the first clip, per colour; black is equal"],
+};
 const ZOOMS = [1, 1.5, 2, 3, 4, 6, 8];
 
 function clamp(value, low, high) {
@@ -24,6 +28,11 @@ function element(tag, className = "", text = null) {
   if (className) made.className = className;
   if (text !== null) made.textContent = text;
   return made;
+}
+
+/** At most `most` characters; a cut text ends in "…". */
+function ellipsis(text, most) {
+  return text.length <= most ? text : `${text.slice(0, most - 1).trimEnd()}…`;
 }
 
 function vector(tag, attributes) {
@@ -93,12 +102,12 @@ class ViewBar {
     this.state = state;
     this.clips = facts.clips;
     this.element = element("div", "wl-row wl-viewbar");
-    this.modes = Object.fromEntries(Object.entries(MODES).map(([mode, text]) => [mode, this.#mode(mode, text, onMode)]));
+    this.modes = Object.fromEntries(Object.entries(MODES).map(([mode, texts]) => [mode, this.#mode(mode, texts, onMode)]));
     const group = element("div", "wl-segments");
     group.setAttribute("role", "group");
     group.setAttribute("aria-label", "How the clips are compared");
     group.append(...Object.values(this.modes));
-    const others = this.clips.slice(1).map((clip, index) => [index + 1, `with ${clip.label}`]);
+    const others = this.clips.slice(1).map((clip, index) => [index + 1, `with ${ellipsis(clip.label, 36)}`]);
     this.other = choice("The clip that is compared with the first", others, state.other, (index) => {
       state.other = index;
       onMode();
@@ -118,15 +127,18 @@ class ViewBar {
     );
     const zoom = element("div", "wl-group");
     zoom.append(this.smaller, this.zoomText, this.larger);
-    this.note = element("span", "wl-note", facts.scale < 1 ? `at ${Math.round(facts.scale * 100)} % of its size` : "");
-    this.note.title = "The player holds a smaller copy; pixel values under the cursor come from the clips themselves";
+    this.note = element("span", "wl-note");
+    this.note.title = "The pictures are shown smaller than they are; pixel values are those of the clips themselves";
     this.place = element("span", "wl-place");
-    this.element.append(group, this.other, this.gain, element("span", "wl-space"), this.place, this.note, zoom);
-    this.showZoom(1);
+    const right = element("div", "wl-right");
+    right.append(this.place, this.note, zoom);
+    this.element.append(group, this.other, this.gain, right);
+    this.showZoom(1, 1);
   }
 
-  #mode(mode, text, onMode) {
+  #mode(mode, [text, title], onMode) {
     const made = element("button", "wl-segment", text);
+    made.title = title;
     made.type = "button";
     made.addEventListener("click", () => {
       this.state.mode = mode;
@@ -140,15 +152,17 @@ class ViewBar {
     const comparable = this.clips.map((clip) => clip.difference !== null);
     Object.entries(this.modes).forEach(([name, made]) => made.setAttribute("aria-pressed", String(name === mode)));
     this.modes.difference.disabled = !comparable.includes(true);
-    this.modes.difference.title = comparable.includes(true) ? "" : "No clip has the size and length of the first";
+    if (!comparable.includes(true)) this.modes.difference.title = "No clip has the size and length of the first";
     this.other.hidden = mode === "side" || this.clips.length === 2;
     this.other.value = String(other - 1);
+    this.other.title = `with ${this.clips[other].label}`;
     [...this.other.options].forEach((option, index) => (option.disabled = mode === "difference" && !comparable[index + 1]));
     this.gain.hidden = mode !== "difference";
   }
 
-  showZoom(zoom) {
+  showZoom(zoom, scale) {
     this.zoom = zoom;
+    this.note.textContent = scale < 0.995 ? `at ${Math.round(scale * 100)} % of its size` : "";
     this.zoomText.textContent = `${Number(zoom.toFixed(1))}×`;
     this.zoomText.setAttribute("aria-label", `Zoom ${zoom.toFixed(1)}, show the whole picture`);
     this.smaller.disabled = this.zoomText.disabled = zoom <= 1;

@@ -74,7 +74,8 @@ function fill(root, model, { facts, bytes }) {
     readPixel();
     ask();
   };
-  const stage = new Stage({ source, state, onHover, onView: () => viewBar.showZoom(stage.view.zoom) });
+  const onView = () => viewBar.showZoom(stage.view.zoom, stage.shownScale);
+  const stage = new Stage({ source, state, onHover, onView });
   const onMode = () => {
     const { clips } = facts;
     if (state.mode === "difference" && !clips[state.other].difference) {
@@ -83,6 +84,7 @@ function fill(root, model, { facts, bytes }) {
     root.dataset.mode = state.mode;
     viewBar.show();
     stage.paint();
+    onView();
   };
   const viewBar = new ViewBar({ facts, state, onMode, onZoom: (zoom) => stage.setZoom(zoom) });
   const step = (by) => {
@@ -93,7 +95,12 @@ function fill(root, model, { facts, bytes }) {
     if (source.playing) source.pause();
     source.seek(frame);
   };
-  const timeline = new Timeline({ facts, onSeek: seek });
+  let looked = null; // a frame under the cursor, on the timeline
+  const onLook = (frame) => {
+    looked = frame;
+    showMeasures();
+  };
+  const timeline = new Timeline({ facts, onSeek: seek, onLook });
   const transport = new Transport({ source, step });
 
   /** From the picture at once; the kernel's own values replace them when it answers. */
@@ -123,9 +130,14 @@ function fill(root, model, { facts, bytes }) {
   };
   model.on("msg:custom", answered);
 
+  function showMeasures() {
+    const frame = looked ?? source.frame;
+    stage.captions.forEach((caption) => caption.show(frame, frame !== source.frame));
+  }
+
   function refresh() {
     stage.paint();
-    stage.captions.forEach((caption) => caption.show(source.frame));
+    showMeasures();
     timeline.show(source.frame);
     transport.show();
     if (hover) {

@@ -1,7 +1,8 @@
 /** Where the clips are drawn: a pane a clip, or one for wipe and difference; all show the same part of the picture. */
 const PANE_GAP = 12;
-const NARROWEST_PANE = 260;
-const HIGHEST_PANE = 560;
+const NARROW_CAPTION = 200;
+const WIDE_CAPTION = 300;
+const HIGHEST = 560; // of all rows of panes, so that the controls stay in sight
 const SMALL_CLIP = { side: 384, alone: 512 }; // CSS pixels that a small clip is enlarged to, beside others and alone
 const MOST_ZOOM = 8;
 
@@ -17,7 +18,7 @@ class Stage {
     this.single = this.#pane("single", this.clips[0]);
     this.divider = this.#divider();
     this.single.box.append(this.divider);
-    this.captions = this.clips.map((clip, index) => new Caption(clip, index, this.clips.length));
+    this.captions = this.clips.map((clip, index) => new Caption(clip, index, this.clips[0]));
     this.figures = this.panes.map(({ box }, index) => {
       const figure = element("figure", "wl-figure");
       figure.append(box, this.captions[index].element);
@@ -133,23 +134,34 @@ class Stage {
   layout() {
     const width = this.element.clientWidth;
     if (!width) return;
-    const count = this.clips.length;
-    const most = clamp(Math.floor((width + PANE_GAP) / (NARROWEST_PANE + PANE_GAP)), 1, count);
-    const columns = Math.ceil(count / Math.ceil(count / most));
-    const column = Math.floor((width - (columns - 1) * PANE_GAP) / columns);
     const [wide, high] = ["width", "height"].map((side) => Math.max(...this.clips.map((clip) => clip[side])));
-    const scale = fit(wide, high, column, SMALL_CLIP.side);
-    const cell = Math.max(Math.ceil(wide * scale), Math.min(NARROWEST_PANE, column));
-    this.grid.style.gridTemplateColumns = `repeat(${columns}, ${cell}px)`;
+    const { columns, column, scale } = arrange(this.clips.length, wide, high, width);
+    const cell = Math.max(Math.ceil(wide * scale), Math.min(WIDE_CAPTION, column));
     this.panes.forEach((pane, index) => resize(pane, this.clips[index], scale));
     const [first] = this.clips;
-    resize(this.single, first, fit(first.width, first.height, width, SMALL_CLIP.alone));
+    const alone = fit(first.width, first.height, width, HIGHEST, SMALL_CLIP.alone);
+    resize(this.single, first, alone);
+    const half = Math.floor((Math.min(Math.max(first.width * alone, 2 * NARROW_CAPTION), width) - PANE_GAP) / 2);
+    this.columns = { side: [columns, cell], wipe: [2, half], difference: [2, half] };
+    this.scales = { side: scale, wipe: alone, difference: alone };
+    const used = Math.max(columns * (cell + PANE_GAP) - PANE_GAP, first.width * alone);
+    this.element.parentElement.style.setProperty("--wl-used", `${Math.ceil(used)}px`);
     this.paint();
+    this.onView();
+  }
+
+  /** How large a pixel of a clip is on the screen, in screen pixels; the player's copy may have fewer than the clip. */
+  get shownScale() {
+    const shown = (this.scales?.[this.state.mode] ?? 1) * this.view.zoom * (window.devicePixelRatio || 1);
+    return Math.min(shown, this.source.facts.scale);
   }
 
   paint() {
     const { mode, other } = this.state;
-    if (this.source.frame < 0) return;
+    if (this.source.frame < 0 || !this.columns) return;
+    const [columns, cell] = this.columns[mode];
+    this.grid.style.gridTemplateColumns = `repeat(${columns}, ${cell}px)`;
+    this.grid.classList.toggle("wl-narrow", cell < WIDE_CAPTION);
     const isSide = mode === "side";
     this.single.box.hidden = isSide;
     this.divider.hidden = mode !== "wipe";
@@ -213,24 +225,33 @@ class Stage {
 
 /** What stands under a pane: what the clip is, how far it is from the first at this frame, the pixel under the cursor. */
 class Caption {
-  constructor(clip, index, count) {
+  constructor(clip, index, first) {
     this.clip = clip;
     this.index = index;
+    this.first = first;
+    this.hasSameSize = clip.width === first.width && clip.height === first.height;
     this.element = element("figcaption", "wl-caption");
     this.label = element("div", "wl-label");
     this.label.title = clip.label;
-    const text = element("span", "wl-label-text", clip.label);
-    this.label.append(dot(index), text);
+    this.label.append(dot(index), element("span", "", ellipsis(clip.label, 160)));
     this.measures = element("div", "wl-measures");
     this.pixel = element("div", "wl-pixel");
     this.element.append(this.label, this.measures, this.pixel);
   }
 
-  show(frame) {
+  /** The measures of a frame; one that is not on the screen is named. */
+  show(frame, isNamed) {
     const { numFrames, distances } = this.clip;
-    const held = frame >= numFrames && numFrames > 1 ? `ended at ${numFrames}, last frame held` : "";
-    const own = this.index === 0 ? "reference" : distances ? distanceText(distances, frame) : "another size or length";
-    this.measures.textContent = [own, held].filter(Boolean).join(" · ");
+    const own = this.index === 0 ? ["reference"] : distances ? distanceTexts(distances, frame) : [this.#why()];
+    if (frame >= numFrames && numFrames > 1) own.push("ended, its last frame is held");
+    if (isNamed && distances) own[0] = `frame ${frame + 1}: ${own[0]}`;
+    this.measures.replaceChildren(...own.map((text) => element("span", "", text)));
+  }
+
+  /** Why there is no distance. */
+  #why() {
+    const { width, height, numFrames } = this.clip;
+    return `${this.hasSameSize ? `${numFrames} frames` : `${width} × ${height}`}, not comparable`;
   }
 
   /** values, first: [r, g, b]; null without a cursor. */
@@ -239,24 +260,38 @@ class Caption {
     const swatch = element("span", "wl-swatch");
     swatch.style.background = `rgb(${values.join(" ")})`;
     const words = [`${isExact ? "RGB" : "RGB ≈"} ${values.join(" ")}`];
-    if (this.index) words.push(`Δ ${values.map((value, channel) => signed(value - first[channel])).join(" ")}`);
+    if (this.index && this.hasSameSize) {
+      words.push(`Δ ${values.map((value, channel) => signed(value - first[channel])).join(" ")}`);
+    }
     this.pixel.replaceChildren(swatch, words.join("  "));
   }
 }
 
-function distanceText({ psnr, mean, max }, frame) {
-  if (psnr[frame] === null) return "equal to the first at this frame";
-  return `PSNR ${psnr[frame].toFixed(1)} dB · mean difference ${mean[frame].toFixed(2)}, largest ${max[frame]}`;
+function distanceTexts({ psnr, mean, max }, frame) {
+  if (psnr[frame] === null) return ["equal to the first"];
+  return [`PSNR ${psnr[frame].toFixed(1)} dB`, `mean difference ${mean[frame].toFixed(2)}, largest ${max[frame]}`];
 }
 
 function signed(value) {
   return value > 0 ? `+${value}` : value < 0 ? `−${-value}` : "0";
 }
 
+/** The number of columns that shows the clips largest, in as few rows as that takes. */
+function arrange(count, wide, high, width) {
+  let best = null;
+  for (let columns = count; columns >= 1; columns--) {
+    const column = Math.floor((width - (columns - 1) * PANE_GAP) / columns);
+    if (column < NARROW_CAPTION && columns > 1) continue;
+    const scale = fit(wide, high, column, HIGHEST / Math.ceil(count / columns), SMALL_CLIP.side);
+    if (!best || scale > best.scale) best = { columns, column, scale };
+  }
+  return best;
+}
+
 /** How many times larger a picture is shown, in CSS pixels: whole screen pixels when enlarged, never past its room. */
-function fit(width, height, room, small) {
+function fit(width, height, wide, high, small) {
   const ratio = window.devicePixelRatio || 1;
-  const most = Math.min(room / width, HIGHEST_PANE / height, Math.max(small / Math.max(width, height), 1));
+  const most = Math.min(wide / width, high / height, Math.max(small / Math.max(width, height), 1));
   return most * ratio >= 1 ? Math.floor(most * ratio) / ratio : most;
 }
 

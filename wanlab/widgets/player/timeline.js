@@ -2,7 +2,8 @@
 const CHART_HEIGHT = 48;
 
 class Timeline {
-  constructor({ facts, onSeek }) {
+  /** onLook is told the frame under the cursor, or null. */
+  constructor({ facts, onSeek, onLook }) {
     this.facts = facts;
     this.last = facts.numFrames - 1;
     this.lines = facts.clips.map((clip, index) => ({ clip, index })).filter(({ clip }) => clip.distances);
@@ -19,16 +20,21 @@ class Timeline {
     this.cursor = element("div", "wl-cursor");
     const track = element("div", "wl-track");
     track.append(this.fill);
-    this.tip = element("div", "wl-tip");
-    this.tip.hidden = true;
+    this.look = element("div", "wl-cursor wl-look");
+    this.look.hidden = true;
     this.element = element("div", "wl-timeline");
     this.axis = element("div", "wl-axis");
-    this.bar.append(...this.#chart(), track, this.cursor, this.thumb, this.tip);
+    this.bar.append(...this.#chart(), this.look, this.cursor, track, this.thumb);
     this.element.append(this.axis, this.bar);
     const seek = (event) => onSeek(this.#frameAt(event));
     drag(this.bar, { start: seek, move: seek });
-    this.bar.addEventListener("pointermove", (event) => this.#showTip(this.#frameAt(event)));
-    this.bar.addEventListener("pointerleave", () => (this.tip.hidden = true));
+    const look = (frame) => {
+      this.look.hidden = frame === null;
+      this.look.style.left = this.#place(frame ?? 0);
+      onLook(frame);
+    };
+    this.bar.addEventListener("pointermove", (event) => look(this.#frameAt(event)));
+    this.bar.addEventListener("pointerleave", () => look(null));
   }
 
   #frameAt(event) {
@@ -57,24 +63,12 @@ class Timeline {
     return [svg];
   }
 
-  #showTip(frame) {
-    const rows = this.lines.map(({ clip, index }) => {
-      const row = element("div", "wl-tip-row");
-      row.append(dot(index), element("span", "wl-tip-label", clip.label), element("span", "", distanceText(clip.distances, frame)));
-      return row;
-    });
-    this.tip.replaceChildren(element("div", "", `frame ${frame + 1} / ${this.last + 1}`), ...rows);
-    this.tip.hidden = false;
-    const at = (frame / Math.max(this.last, 1)) * this.bar.clientWidth;
-    const half = this.tip.offsetWidth / 2;
-    this.tip.style.left = `${clamp(at, half, Math.max(this.bar.clientWidth - half, half))}px`;
+  #place(frame) {
+    return `${(100 * frame) / Math.max(this.last, 1)}%`;
   }
 
   show(frame) {
-    const share = `${(100 * frame) / Math.max(this.last, 1)}%`;
-    this.fill.style.width = share;
-    this.thumb.style.left = share;
-    this.cursor.style.left = share;
+    this.fill.style.width = this.thumb.style.left = this.cursor.style.left = this.#place(frame);
     this.bar.setAttribute("aria-valuenow", String(frame + 1));
     this.bar.setAttribute("aria-valuetext", `frame ${frame + 1} of ${this.last + 1}`);
   }
