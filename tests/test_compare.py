@@ -63,10 +63,10 @@ def test_display_is_small_static_and_escaped(clips: list[Any]) -> None:
     comparison = wanlab.compare(*clips)
     page = comparison._repr_html_()
     assert "<img" not in page
-    assert "onerror=alert(1)&gt;" in page
+    assert "onerror=alert(1)&gt;" in page.replace("<wbr>", "")
     assert "<script" not in page
     assert page.count("<video") == 1
-    assert page.count("<th>") == 5 + 2  # a column a result, one for the names and one for what they mean
+    assert page.count("</th>", 0, page.index("<tbody>")) == 5 + 1  # a column a result, one for what is measured
     assert "color:" not in page  # black on white and white on black are the theme's to choose
     assert len(page) < 300_000
     assert len(repr(comparison)) < 600

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from wanlab.stages import encode_conditions as encode_conditions
     from wanlab.stages import encode_text as encode_text
     from wanlab.stages import post as post
-    from wanlab.study import compare as compare
+    from wanlab.widgets import compare as compare
 
 _HOMES = {  # public name -> the module of this package that it lives in
     "catalogue": "catalog",
@@ -46,7 +46,7 @@ _HOMES = {  # public name -> the module of this package that it lives in
     "encode_conditions": "stages",
     "encode_text": "stages",
     "post": "stages",
-    "compare": "study",
+    "compare": "widgets",
 }
 
 __all__ = list(_HOMES)

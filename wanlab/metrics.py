@@ -6,6 +6,7 @@ uint8, as `Result.frames`; a single image is T = 1.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -15,7 +16,7 @@ from wanlab.errors import WanlabError
 
 _PEAK = 255.0
 _TAPS, _SIGMA = 11, 1.5  # the window of Wang et al. 2004
-_EQUAL_FRAME = 100.0  # dB counted for a frame without any error, as VideoSys' common_metrics does
+EQUAL_FRAME = 100.0  # dB counted for a frame without any error, as VideoSys' common_metrics does
 
 Array = np.ndarray[Any, Any]
 
@@ -33,7 +34,30 @@ def psnr_per_frame(a: Array, b: Array) -> Array:
     """
     mse = np.mean(_squared_error(a, b), axis=(1, 2, 3))
     with np.errstate(divide="ignore"):
-        return np.where(mse < 1e-10, _EQUAL_FRAME, 10 * np.log10(_PEAK**2 / mse))
+        return np.where(mse < 1e-10, EQUAL_FRAME, 10 * np.log10(_PEAK**2 / mse))
+
+
+@dataclass(frozen=True, eq=False)
+class FrameDistances:
+    """How far one clip is from another, frame by frame; each is (T,) float64."""
+
+    psnr: Array
+    """dB; inf for an equal frame."""
+    mean_abs_diff: Array
+    """8-bit levels, over pixels and channels."""
+    max_abs_diff: Array
+    """8-bit levels, of any pixel and channel."""
+
+
+def frame_distances(a: Array, b: Array) -> FrameDistances:
+    """Distances of each frame of `b` to the frame of `a` at its time; one frame at a time is in memory."""
+    _check(a, b)
+    levels = np.arange(256.0)
+    counts = np.stack([np.bincount(abs_diff(x, y).ravel(), minlength=256) for x, y in zip(a, b, strict=True)])
+    shares = counts / a[0].size
+    with np.errstate(divide="ignore"):
+        psnr = 10 * np.log10(_PEAK**2 / (shares @ levels**2))
+    return FrameDistances(psnr, shares @ levels, 255.0 - np.argmax(counts[:, ::-1] > 0, axis=1))
 
 
 def ssim(a: Array, b: Array) -> float:
@@ -51,6 +75,11 @@ def max_abs_diff(a: Array, b: Array) -> int:
     """The largest difference of any pixel, in 8-bit levels; 0 for equal clips."""
     _check(a, b)
     return int(np.max(np.abs(a.astype(np.int16) - b.astype(np.int16))))
+
+
+def abs_diff(a: Array, b: Array) -> Array:
+    """|a - b| of uint8 arrays, in uint8, without the wrap-around of a plain difference."""
+    return np.maximum(a, b) - np.minimum(a, b)
 
 
 def flicker(frames: Array) -> float:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import html
 import math
+import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from wanlab import metrics
+from wanlab import metrics, video
 from wanlab.errors import WanlabError, shorten
 from wanlab.inline import ellipsis, enlargement, player
 from wanlab.result import Result
@@ -25,15 +28,17 @@ _FONT = 15  # pixels
 _PAD = 4
 _GAP = 4
 _DARK, _LIGHT = (24, 24, 24), (235, 235, 235)
+_PAGE = 960  # pixels in width of all clips in a page
+_WORD = 12  # characters of a word in the table's heads before it may break
 _VALUE = 60  # characters of a setting's value in a label
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """What `compare` returns: `.rows`, `.labels`, `.frames`; shows itself in a notebook as one video and one table.
+    """What `compare` returns: `.rows`, `.labels`, `.frames`, `.per_frame`, `.save("x.mp4")`.
 
-    The first result is the one the others are measured against. Nothing in the display needs JavaScript, so it survives
-    saving, mailing and reopening the notebook.
+    The first result is the one the others are measured against. In a notebook it shows itself as one video and one
+    table. Nothing in them needs JavaScript, so they survive saving, mailing and reopening the notebook.
     """
 
     results: tuple[Result, ...]
@@ -83,9 +88,50 @@ class Comparison:
         """(T, H, W, 3) uint8 of all clips in a grid, each under its label; a shorter clip holds its last frame."""
         return composite([r.frames for r in self.results], self.labels)
 
+    @cached_property
+    def per_frame(self) -> list[metrics.FrameDistances | None]:
+        """For each result, PSNR and differences to the first, frame by frame; None as in `rows`."""
+        first = self.results[0]
+        return [
+            metrics.frame_distances(first.frames, r.frames) if i and r.frames.shape == first.frames.shape else None
+            for i, r in enumerate(self.results)
+        ]
+
+    @property
+    def fps(self) -> float:
+        """Frames per second of the first result; all are shown at it, frame beside frame."""
+        return self.results[0].fps
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write all clips with their labels as one video, "x.mp4", or images as one "x.png"; complete or not at all.
+
+        Raises WanlabError for another ending, for clips as "x.png", for a full disk and where it cannot be written.
+        """
+        if not isinstance(path, str | os.PathLike) or not str(path).strip() or "\0" in str(path):
+            raise WanlabError(f"{shorten(path)} is no path", remedy='Give a file, such as "side_by_side.mp4".')
+        path = Path(path)
+        if path.suffix == ".png" and len(self.frames) == 1:
+            return video.write_image(path, self.frames[0])
+        if path.suffix != ".mp4":
+            choices = [".mp4", ".png"] if len(self.frames) == 1 else [".mp4"]
+            raise WanlabError(f"Cannot save a comparison of this length as {path.name!r}", choices=choices)
+        return video.write_video(path, self.frames, self.fps)
+
+    def _video_html(self) -> str:
+        """The clips as one video for a page's width: large ones are made smaller before labels are written on them."""
+        columns = min(len(self.results), _COLUMNS)
+        width, height = (max(r.frames.shape[axis] for r in self.results) for axis in (2, 1))
+        factor = min(_PAGE / columns / width, _PAGE / columns / height)
+        if factor >= 1:
+            return player(self.frames, self.fps, "comparison")
+        clips = [_smaller(r.frames, factor) for r in self.results]
+        return player(composite(clips, self.labels), self.fps, "comparison")
+
+    def _table_html(self) -> str:
+        return _table(self.rows)
+
     def _repr_html_(self) -> str:
-        video = player(self.frames, self.results[0].fps, "comparison")
-        return f"<div>{video}{_table(self.rows)}</div>"
+        return f"<div>{self._video_html()}{self._table_html()}</div>"
 
     def __repr__(self) -> str:
         return f"Comparison({len(self.results)} results: {'; '.join(shorten(label, 60) for label in self.labels)})"
@@ -141,6 +187,11 @@ def composite(clips: Sequence[np.ndarray[Any, Any]], labels: Sequence[str]) -> n
     return canvas
 
 
+def _smaller(clip: np.ndarray[Any, Any], factor: float) -> np.ndarray[Any, Any]:
+    size = (max(1, round(clip.shape[2] * factor)), max(1, round(clip.shape[1] * factor)))
+    return np.stack([np.asarray(Image.fromarray(f).resize(size, Image.Resampling.BILINEAR)) for f in clip])
+
+
 def _strips(labels: Sequence[str], width: int) -> list[np.ndarray[Any, Any]]:
     """A strip (height, width, 3) for each label, all as high as the longest label needs, at most three lines."""
     font = ImageFont.load_default(_FONT)
@@ -174,7 +225,8 @@ def _wrap(text: str, width: int, font: Any) -> list[str]:
     return lines or [""]
 
 
-_LEFT, _SMALL = ' style="text-align:left;white-space:nowrap"', ' style="text-align:left;opacity:0.7"'
+_LEFT = ' style="text-align:left;min-width:10em"'
+_HEAD = ' style="vertical-align:bottom"'
 
 
 @dataclass(frozen=True)
@@ -202,17 +254,28 @@ _MEASURES = (
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:
     """A column a result, a line a measure; lines that no result has a value for are left out."""
-    heads = "".join(f"<th>{html.escape(row['label'])}</th>" for row in rows)
+    heads = "".join(f"<th{_HEAD}>{_breakable(row['label'])}</th>" for row in rows)
     body = "".join(_line(line, rows) for line in _MEASURES if any(row[line.name] is not None for row in rows))
-    return f"<table><thead><tr><th></th>{heads}<th></th></tr></thead><tbody>{body}</tbody></table>"
+    return f"<table><thead><tr><th></th>{heads}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _line(line: _Measure, rows: Sequence[dict[str, Any]]) -> str:
     cells = "".join(f"<td>{html.escape(_cell(line, row[line.name]))}</td>" for row in rows)
-    return f"<tr><th{_LEFT}>{html.escape(line.title)}</th>{cells}<td{_SMALL}>{html.escape(line.meaning)}</td></tr>"
+    return f"<tr><th{_LEFT}>{html.escape(line.title)}<br>{_small(line.meaning)}</th>{cells}</tr>"
+
+
+def _breakable(text: str) -> str:
+    """`text` as HTML that may go on in the next line after "_" and within long words, such as a cache's mask."""
+    pieces = re.findall(rf"[^\s_]{{1,{_WORD}}}_?|_|\s+", text)
+    return "".join(html.escape(p) + "<wbr>" * (p.endswith("_") or len(p) == _WORD) for p in pieces)
+
+
+def _small(text: str) -> str:
+    return f'<small style="font-weight:normal;opacity:0.8">{html.escape(text)}</small>'
 
 
 def _cell(line: _Measure, value: Any) -> str:
     if value is None:
         return "–"
-    return "equal" if value == math.inf else f"{value:{line.form}} {line.unit}".rstrip()
+    is_equal = value == math.inf or (line.name == "psnr_frames" and value >= metrics.EQUAL_FRAME)
+    return "equal" if is_equal else f"{value:{line.form}} {line.unit}".rstrip()
