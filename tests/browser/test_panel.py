@@ -73,7 +73,7 @@ def test_generate_shows_previews_and_a_clip(session: Lab, screenshot: Screenshot
     session.until(f"() => document.querySelector('{_PREVIEW}')?.offsetWidth > 20", 30)
     first = panel(session).locator(_PREVIEW).get_attribute("src")
     session.until("([query, old]) => document.querySelector(query).src !== old", 30, [_PREVIEW, first])
-    screenshot("panel-running", session)
+    screenshot("panel", session.cell(2), readme=True)
     found = session.wait_videos(1, 60)
     assert found[0]["src"].startswith(session.server.url)  # a link beside the notebook, nothing embedded
     assert all(plays(video) for video in session.videos().all())
