@@ -131,6 +131,11 @@ def test_every_module_imports_and_no_public_name_is_a_module(tmp_path: Path) -> 
     assert not set(wanlab.__all__) & {module.name for module in pkgutil.iter_modules(wanlab.__path__)}
 
 
+def test_modules_are_found_by_their_names() -> None:
+    code = "import wanlab; wanlab.widgets.GeneratePanel; wanlab.media.MediaStore"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)
+
+
 def test_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="nonsense"):
         _ = wanlab.nonsense

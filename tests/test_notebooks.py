@@ -16,7 +16,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-SHORT: dict[str, dict[str, Any]] = {"quickstart": {"num_steps": 4, "num_frames": 9}}
+SHORT: dict[str, dict[str, Any]] = {
+    "quickstart": {"num_steps": 4, "num_frames": 9},
+    "panels": {"num_steps": 4, "num_frames": 9, "change": {"num_steps": 2}},
+}
 
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 

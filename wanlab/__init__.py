@@ -4,12 +4,14 @@
 >>> model = wanlab.load("wan_tiny")
 >>> clip = wanlab.generate(model, prompt="a red circle moves right on a black background", seed=7)
 
-Importing this module imports nothing else: a public name loads its module on first use.
+Importing this module imports nothing else: a public name loads its module on first use, and so does a module's own name
+(`wanlab.widgets`).
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -53,10 +55,13 @@ __all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
-    """Import the module that a public name lives in, and keep the name."""
-    if name not in _HOMES:
+    """Import the module that a public name lives in, or the module of that name, and keep the name."""
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f"wanlab.{_HOMES[name]}"), name)
+    elif not name.startswith("_") and importlib.util.find_spec(f"wanlab.{name}"):
+        value = importlib.import_module(f"wanlab.{name}")
+    else:
         raise AttributeError(f"module 'wanlab' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"wanlab.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
 

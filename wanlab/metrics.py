@@ -6,6 +6,8 @@ uint8, as `Result.frames`; a single image is T = 1.
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -16,6 +18,8 @@ from wanlab.errors import WanlabError
 
 _PEAK = 255.0
 _TAPS, _SIGMA = 11, 1.5  # the window of Wang et al. 2004
+_STRIP = 16  # rows at a time; 8 and 32 are slower by a fifth at 832 pixels
+_MOST_THREADS = 8
 EQUAL_FRAME = 100.0  # dB counted for a frame without any error, as VideoSys' common_metrics does
 
 Array = np.ndarray[Any, Any]
@@ -68,7 +72,8 @@ def ssim(a: Array, b: Array) -> float:
     _check(a, b)
     if min(a.shape[1:3]) < _TAPS:
         raise WanlabError(f"SSIM needs frames of at least {_TAPS} x {_TAPS} pixels, got {a.shape[2]} x {a.shape[1]}")
-    return float(np.mean([_ssim_of_frame(x, y) for x, y in zip(a, b, strict=True)]))
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, _MOST_THREADS)) as pool:  # numpy lets go of the interpreter
+        return float(np.mean(list(pool.map(_ssim_of_frame, a, b))))
 
 
 def max_abs_diff(a: Array, b: Array) -> int:
@@ -103,21 +108,41 @@ def _squared_error(a: Array, b: Array) -> Array:
 
 
 def _ssim_of_frame(x: Array, y: Array) -> float:
-    """SSIM of one (H, W, 3) frame, averaged over pixels and channels."""
-    x, y = x.astype(np.float64), y.astype(np.float64)
-    mean_x, mean_y = _blur(x), _blur(y)
-    var_x, var_y = _blur(x * x) - mean_x**2, _blur(y * y) - mean_y**2
-    covariance = _blur(x * y) - mean_x * mean_y
-    c1, c2 = (0.01 * _PEAK) ** 2, (0.03 * _PEAK) ** 2
-    top = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
-    return float(np.mean(top / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))))
-
-
-def _blur(x: Array) -> Array:
-    """Gaussian window over rows, then columns, of (H, W, 3); only positions where the whole window fits remain."""
-    offsets = np.arange(_TAPS) - (_TAPS - 1) / 2
-    window = np.exp(-(offsets**2) / (2 * _SIGMA**2))
-    window /= window.sum()
+    """SSIM of one (H, W, 3) uint8 frame, averaged over pixels and channels; in strips, which stay in the cache."""
     height, width = x.shape[0] - _TAPS + 1, x.shape[1] - _TAPS + 1
-    rows = sum(w * x[i : i + height] for i, w in enumerate(window))
-    return sum(w * rows[:, i : i + width] for i, w in enumerate(window))  # type: ignore[index, return-value]
+    planes = [np.ascontiguousarray(frame.transpose(2, 0, 1)) for frame in (x, y)]
+    total = 0.0
+    for channel in zip(*planes, strict=True):
+        for top in range(0, height, _STRIP):
+            bottom = min(top + _STRIP, height) + _TAPS - 1
+            total += _ssim_sum(*(plane[top:bottom].astype(np.float64) for plane in channel))
+    return total / (3 * height * width)
+
+
+def _ssim_sum(x: Array, y: Array) -> float:
+    """The sum of SSIM over the positions of (h, w) where the whole window fits."""
+    mean_x, mean_y, squares, product = _sweep(_sweep(np.stack([x, y, x * x + y * y, x * y]), 1), 2)
+    both, product_of_means = mean_x**2 + mean_y**2, mean_x * mean_y
+    c1, c2 = (0.01 * _PEAK) ** 2, (0.03 * _PEAK) ** 2
+    top = (2 * product_of_means + c1) * (2 * (product - product_of_means) + c2)
+    return float((top / ((both + c1) * (squares - both + c2))).sum())
+
+
+def _sweep(maps: Array, axis: int) -> Array:
+    """The Gaussian window along one axis, where it fits; it is symmetric, so its ends share their multiplication."""
+    length = maps.shape[axis] - _TAPS + 1
+    window = np.exp(-((np.arange(_TAPS) - _TAPS // 2) ** 2) / (2 * _SIGMA**2))
+    window /= window.sum()
+    shifted = [_part(maps, axis, i, length) for i in range(_TAPS)]
+    out = shifted[_TAPS // 2] * window[_TAPS // 2]
+    pair = np.empty_like(out)
+    for i in range(_TAPS // 2):
+        np.add(shifted[i], shifted[-1 - i], out=pair)
+        pair *= window[i]
+        out += pair
+    return out
+
+
+def _part(maps: Array, axis: int, start: int, length: int) -> Array:
+    """A view of `length` entries along an axis."""
+    return maps[(slice(None),) * axis + (slice(start, start + length),)]

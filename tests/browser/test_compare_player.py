@@ -6,29 +6,13 @@ Each frame of each clip says in its colour which clip and which frame it is, so 
 from __future__ import annotations
 
 import json
-import os
-import secrets
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-playwright = pytest.importorskip("playwright.sync_api")
-pytestmark = pytest.mark.browser
+from tests.browser.lab import Lab
 
-ROOT = Path(__file__).resolve().parents[2]
-CHROMIUM = Path("/usr/bin/chromium")
-FLAGS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run "
-    "--disable-background-networking --disable-component-update --disable-sync"
-).split()
-SCREENS = os.environ.get("WANLAB_SCREENS")  # a folder for pictures of what the tests saw
+pytestmark = pytest.mark.browser
 
 CLIPS = """
 import numpy as np
@@ -65,89 +49,17 @@ FOUR = CLIPS + (
 )
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str, Path]]:
-    """(address, token, folder of notebooks) of a JupyterLab of its own."""
-    folder = tmp_path_factory.mktemp("lab")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    token = secrets.token_hex(16)
-    home = folder / "home"
-    home.mkdir()
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "HOME": str(home), "JUPYTER_PREFER_ENV_PATH": "1"}
-    environment["JUPYTERLAB_SETTINGS_DIR"] = str(home)
-    configure(home, "notification", fetchNews="false", checkForUpdates=False)
-    options = (
-        f"--ip=127.0.0.1 --port={port} --port-retries=0 --IdentityProvider.token={token} --no-browser --allow-root"
-    )
-    options += " --LabApp.expose_app_in_browser=True"
-    command = [sys.executable, "-m", "jupyterlab", *options.split(), f"--ServerApp.root_dir={folder}"]
-    with (folder / "lab.log").open("w") as log:
-        server = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + 60
-        while not _answers(f"{address}/api/status?token={token}"):
-            has_failed = server.poll() is not None or time.monotonic() > deadline
-            assert not has_failed, (folder / "lab.log").read_text()[-3000:]
-            time.sleep(0.2)
-        yield address, token, folder
-    finally:
-        server.terminate()
-        server.wait(20)
-
-
-def configure(home: Path, part: str, **settings: Any) -> None:
-    """Write a settings file of JupyterLab's, as its settings editor does."""
-    file = home / "@jupyterlab" / "apputils-extension" / f"{part}.jupyterlab-settings"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(settings))
-
-
-def _answers(url: str) -> bool:
-    try:
-        return urllib.request.urlopen(url, timeout=2).status == 200
-    except OSError:
-        return False
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if not CHROMIUM.exists():
-        pytest.skip("no Chromium at /usr/bin/chromium")
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
-        yield chromium
-        chromium.close()
-
-
 @pytest.fixture
-def page(browser: Any) -> Iterator[Any]:
-    context = browser.new_context(viewport={"width": 1300, "height": 1000})
-    page = context.new_page()
-    page.set_default_timeout(30_000)
-    yield page
-    context.close()
+def page(lab: Lab) -> Any:
+    lab.page.set_viewport_size({"width": 1300, "height": 1000})
+    return lab.page
 
 
-def open_notebook(page: Any, lab: tuple[str, str, Path], name: str) -> None:
-    address, token, _ = lab
-    page.goto(f"{address}/lab/workspaces/{secrets.token_hex(4)}/tree/{name}?token={token}")
-    page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Cell").first.wait_for()
-
-
-def run_notebook(page: Any, lab: tuple[str, str, Path], *sources: str) -> str:
-    """Write a notebook of these cells, open it, run it and wait for the player; returns its name."""
-    name = f"{secrets.token_hex(4)}.ipynb"
-    empty = {"cell_type": "code", "metadata": {}, "outputs": [], "execution_count": None}
-    cells = [empty | {"id": str(i), "source": source} for i, source in enumerate(sources)]
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    (lab[2] / name).write_text(json.dumps({"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}))
-    open_notebook(page, lab, name)
-    page.evaluate(RUN_ALL)
-    player(page).wait_for()
-    return name
+def run_notebook(lab: Lab, *sources: str) -> None:
+    """Open a new notebook of these cells, run it and wait for the player, not for the cells' end."""
+    lab.new(*sources)
+    lab.page.evaluate(RUN_ALL)
+    player(lab.page).wait_for()
 
 
 KERNEL = "window.jupyterapp.shell.currentWidget.sessionContext.session.kernel"
@@ -161,11 +73,6 @@ RUN_ALL = """async () => {
 
 def player(page: Any) -> Any:
     return page.locator('.wl-player[data-ready="true"]')
-
-
-def screen(page: Any, name: str) -> None:
-    if SCREENS:
-        page.screenshot(path=f"{SCREENS}/{name}.png")
 
 
 READ = """() => [...document.querySelectorAll('.wl-player .wl-figure canvas')].map(canvas => {
@@ -191,8 +98,8 @@ def wait_for_frame(page: Any, number: int) -> None:
     page.wait_for_selector(f'.wl-player[data-frame="{number}"]')
 
 
-def test_clips_are_in_step_while_playing_and_after_seeking(page: Any, lab: tuple[str, str, Path]) -> None:
-    run_notebook(page, lab, FOUR)
+def test_clips_are_in_step_while_playing_and_after_seeking(page: Any, lab: Lab) -> None:
+    run_notebook(lab, FOUR)
     lengths = {3: 9}
     wait_for_frame(page, 0)
     assert frames_on_screen(page, 4, lengths) == 0
@@ -225,8 +132,8 @@ def test_clips_are_in_step_while_playing_and_after_seeking(page: Any, lab: tuple
     assert page.evaluate("window.broken") is None
 
 
-def test_it_plays_while_the_kernel_works_on_the_next_cell(page: Any, lab: tuple[str, str, Path]) -> None:
-    run_notebook(page, lab, TWO, "import threading\nthreading.Event().wait(20)")
+def test_it_plays_while_the_kernel_works_on_the_next_cell(page: Any, lab: Lab) -> None:
+    run_notebook(lab, TWO, "import threading\nthreading.Event().wait(20)")
     page.get_by_role("button", name="Play").click()
     page.wait_for_function("Number(document.querySelector('.wl-player').dataset.frame) > 3")
     page.get_by_role("button", name="Pause").click()
@@ -239,8 +146,8 @@ def test_it_plays_while_the_kernel_works_on_the_next_cell(page: Any, lab: tuple[
     page.get_by_text("RGB ≈").first.wait_for(state="detached")
 
 
-def test_the_timeline_tells_the_measures_of_the_frame_under_the_cursor(page: Any, lab: tuple[str, str, Path]) -> None:
-    run_notebook(page, lab, TWO)
+def test_the_timeline_tells_the_measures_of_the_frame_under_the_cursor(page: Any, lab: Lab) -> None:
+    run_notebook(lab, TWO)
     page.get_by_text("PSNR 18.9 dB", exact=True).wait_for()
     page.get_by_text("mean difference 16.67, largest 50", exact=True).wait_for()
     box = page.get_by_role("slider", name="Frame").bounding_box()
@@ -249,8 +156,8 @@ def test_the_timeline_tells_the_measures_of_the_frame_under_the_cursor(page: Any
     assert player(page).get_attribute("data-frame") == "0"
 
 
-def test_wipe_difference_and_zoom(page: Any, lab: tuple[str, str, Path]) -> None:
-    run_notebook(page, lab, FOUR)
+def test_wipe_difference_and_zoom(page: Any, lab: Lab) -> None:
+    run_notebook(lab, FOUR)
     page.get_by_role("button", name="Wipe").click()
     single = page.locator('canvas[data-index="single"]')
     pixel = """(canvas, [x, y]) => [...canvas.getContext('2d').getImageData(
@@ -281,8 +188,8 @@ def test_wipe_difference_and_zoom(page: Any, lab: tuple[str, str, Path]) -> None
     assert page.get_by_label("The clip that is compared with the first").locator("option").nth(2).is_disabled()
 
 
-def test_zoom_shows_the_same_part_of_every_clip(page: Any, lab: tuple[str, str, Path]) -> None:
-    run_notebook(page, lab, CORNERS)
+def test_zoom_shows_the_same_part_of_every_clip(page: Any, lab: Lab) -> None:
+    run_notebook(lab, CORNERS)
     page.locator("canvas[data-index='0']").hover(position={"x": 20, "y": 20})
     page.keyboard.down("Control")
     page.mouse.wheel(0, -4000)
@@ -299,10 +206,8 @@ def test_zoom_shows_the_same_part_of_every_clip(page: Any, lab: tuple[str, str, 
         assert page.locator(f"canvas[data-index='{index}']").evaluate(middle)[:3] == pytest.approx([0, 0, 0], abs=4)
 
 
-def test_the_pixel_under_the_cursor_is_about_right_at_once_and_exact_from_the_kernel(
-    page: Any, lab: tuple[str, str, Path]
-) -> None:
-    run_notebook(page, lab, TWO)
+def test_the_pixel_under_the_cursor_is_about_right_at_once_and_exact_from_the_kernel(page: Any, lab: Lab) -> None:
+    run_notebook(lab, TWO)
     page.locator("canvas[data-index='0']").hover(position={"x": 12, "y": 14})
     page.get_by_text("RGB 0 255 40", exact=True).wait_for()
     page.get_by_text("RGB 0 255 90  Δ 0 0 +50", exact=True).wait_for()
@@ -314,50 +219,51 @@ def test_the_pixel_under_the_cursor_is_about_right_at_once_and_exact_from_the_ke
     page.get_by_text("RGB 0 255 40", exact=True).wait_for(state="detached")
 
 
-def test_the_notebook_keeps_a_video_and_the_table(page: Any, browser: Any, lab: tuple[str, str, Path]) -> None:
-    """While the player lives the plain video is hidden; reopened without a kernel it is there, with no error line."""
-    name = run_notebook(page, lab, TWO)
+def test_the_notebook_keeps_a_video_and_the_table(page: Any, lab: Lab) -> None:
+    """While the player lives the plain video is hidden; the saved notebook holds it and the table, and little more."""
+    run_notebook(lab, TWO)
     static = ".wanlab-static video"
     assert not page.locator(static).is_visible()
     page.locator(".jp-OutputArea table").wait_for()
-    page.evaluate("window.jupyterapp.commands.execute('docmanager:save')")
-    page.wait_for_function("!window.jupyterapp.shell.currentWidget.context.model.dirty")
-    saved = json.loads((lab[2] / name).read_text())
-    kinds = [sorted(output["data"]) for output in saved["cells"][0]["outputs"]]
+    file = lab.save()
+    kinds = [sorted(output["data"]) for output in json.loads(file.read_text())["cells"][0]["outputs"]]
     view = "application/vnd.jupyter.widget-view+json"
     assert kinds == [["text/html", "text/plain"], [view, "text/plain"], ["text/html", "text/plain"]]
-    assert (lab[2] / name).stat().st_size < 400_000
-    page.reload()  # the kernel still runs: the player comes back from it
+    assert file.stat().st_size < 400_000
+    lab.open(file)  # in a fresh page: the kernel still runs, so the player comes back from it
     player(page).wait_for()
     assert not page.locator(static).is_visible()
     page.evaluate(f"{KERNEL}.requestExecute({{code: 'comparison.player.close()'}}).done")
     page.locator(static).wait_for()  # the player is gone
-    page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
-
-    for is_trusted in (True, False):
-        if not is_trusted:
-            saved["cells"][0]["source"] += "  # another file than the one that this server signed"
-            name = f"mailed-{name}"
-            (lab[2] / name).write_text(json.dumps(saved))
-        context = browser.new_context(viewport={"width": 1300, "height": 1000})
-        other = context.new_page()
-        open_notebook(other, lab, name)
-        other.locator(static).wait_for()
-        other.wait_for_function(f"document.querySelector('{static}').readyState === 4")
-        assert other.locator(".jp-OutputArea table").count() == 1
-        assert other.locator(".jp-OutputArea table").is_visible()
-        error = other.get_by_text("Error displaying widget")
-        if is_trusted:  # in others JupyterLab shows the view's text, which is empty
-            error.wait_for(state="attached")
-        other.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").first.wait_for()
-        assert not error.is_visible()
-        assert other.evaluate("window.broken") is None
-        screen(other, "reopened" if is_trusted else "untrusted")
-        context.close()
 
 
-def test_without_repeat_it_stops_at_the_last_frame_and_starts_again(page: Any, lab: tuple[str, str, Path]) -> None:
-    run_notebook(page, lab, TWO)
+@pytest.mark.parametrize("kernel", [True, False])
+@pytest.mark.parametrize("is_trusted", [True, False])
+def test_reopened_it_is_a_video_and_a_table(page: Any, lab: Lab, kernel: bool, is_trusted: bool) -> None:
+    """Without the kernel that made it, in a notebook of one's own and in one that was mailed: no line of an error."""
+    run_notebook(lab, TWO)
+    page.locator(".jp-OutputArea table").wait_for()
+    file = lab.save()
+    lab.close()
+    if not is_trusted:
+        saved = json.loads(file.read_text())
+        saved["cells"][0]["source"] += "  # another file than the one that this server signed"
+        file = file.with_name(f"mailed-{file.name}")
+        file.write_text(json.dumps(saved))
+    lab.open(file, kernel=kernel)
+    assert lab.is_trusted() == is_trusted
+    [video] = lab.wait_videos(1)
+    assert video["readyState"] == 4
+    table = page.locator(".jp-OutputArea table")
+    assert table.count() == 1
+    assert table.is_visible()
+    assert not page.get_by_text("Error displaying widget").is_visible()
+    assert not page.get_by_text("Loading widget").is_visible()
+    assert page.evaluate("window.broken") is None
+
+
+def test_without_repeat_it_stops_at_the_last_frame_and_starts_again(page: Any, lab: Lab) -> None:
+    run_notebook(lab, TWO)
     page.get_by_role("button", name="Repeat").click()
     page.get_by_label("Speed").select_option(label="2×")
     page.keyboard.press("Escape")

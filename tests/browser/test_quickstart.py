@@ -107,13 +107,3 @@ def test_nothing_overlaps_is_cut_or_pale(quickstart: Lab, screenshot: Screenshot
     screenshot(f"quickstart-{theme}-{width}", quickstart)
     assert layout.problems(outputs(quickstart)) == []
     assert layout.pale(outputs(quickstart)) == []
-
-
-def test_picture_of_the_readme(quickstart: Lab, screenshot: Screenshots) -> None:
-    """The comparison as it looks while it plays: players hide their bar."""
-    quickstart.theme("light")
-    quickstart.resize(WIDTHS[0])
-    quickstart.freeze(1.0)
-    quickstart.videos().evaluate_all("all => all.forEach(video => { video.controls = false; })")
-    screenshot("quickstart", quickstart.cell(quickstart.index("wanlab.compare(")), readme=True)
-    quickstart.videos().evaluate_all("all => all.forEach(video => { video.controls = true; })")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # of text alone, where a live player is an element. Only a trusted notebook keeps this rule; in others the line stays.
 _HIDE_LOST = (
     ".jp-OutputArea-child:has(.wanlab-static) + .jp-OutputArea-child"
-    ":has(> .jupyter-widgets):not(:has(.jp-OutputArea-output *)) { display: none }"
+    ":not(:has(.jp-OutputArea-output > *)) { display: none }"  # "Loading widget...", "Error displaying widget"
 )
 
 
