@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ import wanlab
 from tests.test_jobs import SPEC, WAIT, Gate
 from tests.tiny import tiny_wan
 from wanlab import runs
+from wanlab.audio import Audio
 from wanlab.jobs import _folder
 from wanlab.watch import Cancelled
 
@@ -80,6 +83,47 @@ def test_a_folder_equals_one_that_save_wrote(model: Any, tmp_path: Path) -> None
     assert (job.folder / "latents.safetensors").read_bytes() == (saved / "latents.safetensors").read_bytes()
     ours, theirs = (json.loads((folder / "run.json").read_text()) for folder in (job.folder, saved))
     assert {k for k in ours if ours[k] != theirs[k]} <= {"timings", "started", "ended", "peak_bytes"}
+
+
+def test_sound_and_picture_are_both_kept(model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two files that are encoded: neither takes the other's place."""
+    sound, decode = Audio(np.full((1, 4000), 0.5, np.float32), 8000), model.decode
+    monkeypatch.setattr(model, "decode", lambda *args, **named: replace(decode(*args, **named), audio=sound))
+    job = wanlab.submit(model, **SPEC, folder=tmp_path / "a")
+    result = job.result(WAIT)
+    opened = wanlab.open_result(tmp_path / "a")
+    assert opened.frames.shape == result.frames.shape
+    assert np.array_equal(opened.audio.samples, sound.samples)
+    assert files(tmp_path / "a") == ["audio.wav", "latents.safetensors", "run.json", "video.mp4"]
+
+
+@pytest.mark.parametrize("words", ["a file called \udcff", "\ud800"])
+def test_what_utf8_cannot_write_ends_the_job_all_the_same(model: Any, tmp_path: Path, words: str) -> None:
+    """An error may name a file whose name is no text."""
+
+    def fail(*_: Any) -> None:
+        raise OSError(words)
+
+    job = wanlab.submit(model, **SPEC, folder=tmp_path / "a", on_step=fail)
+    with pytest.raises(OSError, match=re.escape(words)):
+        job.result(WAIT)
+    record = runs.read_run(tmp_path / "a")
+    assert record.status == "failed"
+    assert record.error.message == words.encode(errors="backslashreplace").decode()
+
+
+def test_a_record_that_cannot_be_written_ends_the_job_all_the_same(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("of the run")
+
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("of the record")
+
+    monkeypatch.setattr(_folder.runs, "write_run", refuse)
+    with pytest.raises(RuntimeError, match="of the run"):
+        wanlab.submit(model, **SPEC, folder=tmp_path / "a", on_step=fail).result(WAIT)
 
 
 def test_failed_cancelled_and_oom_say_so_and_may_be_tried_again(model: Any, tmp_path: Path) -> None:

@@ -63,19 +63,20 @@ class JobFolder:
     def save(self, result: Result) -> None:
         """Write the complete run and tell the result where it is."""
         result.record = result.record.with_(attempt=self._record.attempt)
-        part = self.path / f"{PART}encoded"
+        artifacts = result.artifacts()
+        parts = {name: self.path / f"{PART}encoded-{name}" for name in artifacts}
         try:
-            artifacts = result.artifacts()
             for name, source in artifacts.items():
                 if callable(source):  # encoding may take minutes, in which the beats go on
-                    source(part)
-                    artifacts[name] = part
+                    source(parts[name])
+                    artifacts[name] = parts[name]
             with self._lock:
                 written = runs.write_run(self.path, result.published_record(), artifacts)
                 self._ended = True
         finally:
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
+            for part in parts.values():
+                with contextlib.suppress(OSError):
+                    part.unlink(missing_ok=True)
         result.record = result.record.with_(artifacts=written.artifacts)
         result.lies_in(self.path)
 
@@ -84,14 +85,17 @@ class JobFolder:
         self._cut_short = True
 
     def fail(self, error: BaseException) -> None:
-        """Write why the run did not end well; what the disk refuses is logged, as the job has an error already."""
+        """Write why the run did not end well; what the disk refuses is logged, as the job has an error already.
+
+        The texts of an error may come from a file's name and hold what UTF-8 cannot write: that is escaped.
+        """
         kind = "failed"
         if isinstance(error, Cancelled):
             kind = "cancelled"
         elif isinstance(error, torch.cuda.OutOfMemoryError):
             kind = "oom"
         tail = "" if kind == "cancelled" else "".join(traceback.format_exception(error))[-_TAIL:]
-        why = runs.Failure(type=type(error).__name__, message=str(error), traceback_tail=tail)
+        why = runs.Failure(type=type(error).__name__, message=_utf8(str(error)), traceback_tail=_utf8(tail))
         if self._cut_short and kind == "cancelled":
             kind, why = "crashed", runs.Failure(type="ProcessEnded", message="Python ended before this run did.")
         with self._lock:
@@ -101,6 +105,10 @@ class JobFolder:
                 runs.write_run(self.path, record, {})
             except WanlabError:
                 _log.exception("%s could not be told that its run was %s", self.path, kind)
+
+
+def _utf8(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _free(path: Any) -> Path:

@@ -185,8 +185,11 @@ class Job:
         """End the job, once."""
         self._model = None
         if isinstance(outcome, BaseException):
-            if self._record is not None:
-                self._record.fail(outcome)
+            try:
+                if self._record is not None:
+                    self._record.fail(outcome)
+            except Exception:  # noqa: BLE001 - whoever waits for the job must hear of its end, whatever the record says
+                _log.exception("Recording the end of %r", self)
             _clear_frames(outcome)
             self._future.set_exception(outcome)
         else:
