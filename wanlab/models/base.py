@@ -201,9 +201,9 @@ class Model(abc.ABC):
         """The spec with every `auto` and None made concrete; raises WanlabError where it disagrees with this model."""
         return resolve(self, spec)
 
-    @functools.cached_property
+    @property
     def offers(self) -> Offers:
-        """What of a spec this model can follow: settings without use, legal words, bounds. For forms."""
+        """What of a spec this model can follow now: settings without use, legal words, bounds. For forms."""
         return offers(self)
 
     def sigmas(self, spec: GenerationSpec) -> Tensor:

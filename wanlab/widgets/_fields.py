@@ -161,7 +161,7 @@ class Data(Field):
         return value
 
     def write(self, value: Any) -> None:
-        self.widget.value = "" if value is None else json.dumps(value, ensure_ascii=False)
+        self.widget.value = "" if value is None and self._optional else json.dumps(value, ensure_ascii=False)
 
 
 class Mask(Field):
@@ -176,7 +176,7 @@ class Mask(Field):
 
     def read(self) -> Any:
         text = re.sub(r"[\s,]", "", self.widget.value)
-        if not re.fullmatch("[01]+", text):
+        if not re.fullmatch("[01]*", text):
             raise WanlabError(
                 f"{self.name} = {shorten(text, 80)} is no mask", remedy="Write 1 or 0 for each step: 1010"
             )
@@ -192,7 +192,9 @@ def make_field(name: str, schema: Schema) -> Field | None:
         inner = [s for s in schema["anyOf"] if s.get("type") != "null"]
         if any("$ref" in s for s in inner):
             return None
-        return Data(name, schema, optional=True)
+        return Data(name, schema, optional=len(inner) < len(schema["anyOf"]))
+    if "const" in schema:
+        return None
     kind = schema.get("type")
     if "enum" in schema:
         return Words(name, schema) if len(schema["enum"]) > 1 else None
@@ -204,7 +206,7 @@ def make_field(name: str, schema: Schema) -> Field | None:
         return Number(name, schema)
     if kind == "array" and (schema.get("maxItems") == 0 or "$ref" in schema.get("items", {})):
         return None
-    if kind == "array" and schema["items"].get("type") == "boolean":
+    if kind == "array" and schema.get("items", {}).get("type") == "boolean":
         return Mask(name, schema)
     return Data(name, schema, optional=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import ipywidgets as widgets
 from wanlab.errors import WanlabError
 from wanlab.inline import ellipsis
 from wanlab.spec import PARTS, GenerationSpec, MethodPart, Part, plain
+from wanlab.widgets._closing import close
 from wanlab.widgets._fields import Field, Line, Mask, Words, make_field
 
 if TYPE_CHECKING:
@@ -27,11 +29,13 @@ class SpecForm(widgets.VBox):
     Settings without an input (media, the weights of a loaded model) pass from the spec that was written to the one
     that is read. `narrow(model.offers)` leaves only what the model can do and shows the options of methods; until then
     no method, and so no torch, is imported. Titles of folded groups tell what differs from `default`.
+    Any thread may call.
     """
 
     def __init__(
         self, spec: GenerationSpec, offers: Offers | None = None, default: GenerationSpec | None = None
     ) -> None:
+        self._guard = threading.RLock()  # a panel narrows its form in the thread that loads the model
         self._base = spec
         self._usual = (default or spec).to_dict()
         self._quiet = True
@@ -39,6 +43,7 @@ class SpecForm(widgets.VBox):
         self._hidden: frozenset[str] = frozenset()
         self._listeners: list[Callable[[], None]] = []
         self._options: dict[str, dict[str, Field]] = {}
+        self._shown: dict[str, type[Part]] = {}  # whose options these are
         self._fields = {f.name: f for name, part in PARTS.items() for f in _fields_of(part, name)}
         self._rows = {
             name: _row(field, wide=isinstance(field, Line) and field.is_long) for name, field in self._fields.items()
@@ -68,23 +73,25 @@ class SpecForm(widgets.VBox):
     @property
     def spec(self) -> GenerationSpec:
         """The spec that the form shows. Raises WanlabError for a field that cannot be read and for illegal values."""
-        changes = self._changes()
-        return self._base.with_(**changes) if changes else self._base
+        with self._guard:
+            changes = self._changes()
+            return self._base.with_(**changes) if changes else self._base
 
     @spec.setter
     def spec(self, spec: GenerationSpec) -> None:
-        self._base, self._quiet = spec, True
-        try:
-            nested = spec.to_dict()
-            for name, field in self._fields.items():
-                part, _, leaf = name.partition(".")
-                field.write(nested[part][leaf])
-            if self._narrowed:
-                for name in self._option_rows:
-                    self._show_options(name, nested[name]["options"])
-        finally:
-            self._quiet = False
-        self._changed()
+        with self._guard:
+            options = {name: _options_of(spec, name) for name in self._option_rows} if self._narrowed else {}
+            self._base, self._quiet = spec, True
+            try:
+                nested = spec.to_dict()
+                for name, field in self._fields.items():
+                    part, _, leaf = name.partition(".")
+                    field.write(nested[part][leaf])
+                for name, values in options.items():
+                    self._show_options(name, values)
+            finally:
+                self._quiet = False
+            self._changed()
 
     def _changes(self) -> dict[str, Any]:
         """What the fields say that differs from the spec that was written; a changed method part comes as a whole."""
@@ -97,10 +104,9 @@ class SpecForm(widgets.VBox):
         for part, fields in self._options.items():
             options = {name: field.read() for name, field in fields.items()}
             chosen = changes.pop(f"{part}.method", None)
-            unwritten = not nested[part]["options"] and options == _defaults(self._option_class(part))
-            if chosen is not None or (options != nested[part]["options"] and not unwritten):
-                method = chosen or nested[part]["method"]
-                changes[part] = {"method": method, **options}
+            written = _options_of(self._base, part) if chosen is None else {}
+            if chosen is not None or any(written.get(name) != value for name, value in options.items()):
+                changes[part] = {"method": chosen or nested[part]["method"], **written, **options}
         return changes
 
     def field(self, name: str) -> Field:
@@ -114,13 +120,14 @@ class SpecForm(widgets.VBox):
         self._listeners.append(listener)
 
     def _changed(self) -> None:
-        if self._quiet:
-            return
-        for name, group in self._groups.items():
-            if group is not None:
-                group.set_title(0, self._title(name))
-        for listener in self._listeners:
-            listener()
+        with self._guard:
+            if self._quiet:
+                return
+            for name, group in self._groups.items():
+                if group is not None:
+                    group.set_title(0, self._title(name))
+            for listener in self._listeners:
+                listener()
 
     def _title(self, part: str) -> str:
         """A group's name and its settings that are not the default; sizes always."""
@@ -143,23 +150,31 @@ class SpecForm(widgets.VBox):
         return cls.choices().options_of(method)
 
     def _new_method(self, part: str, _: str) -> None:
-        if not self._quiet and self._narrowed:
-            self._show_options(part, {})
-            self._changed()
+        with self._guard:
+            if not self._quiet and self._narrowed:
+                self._show_options(part, {})
+                self._changed()
 
     def _show_options(self, part: str, values: Mapping[str, Any]) -> None:
         """Inputs for the options of the part's method, with `values` over the method's own defaults."""
         cls = self._option_class(part)
-        fields = {f.name.partition(".")[2]: f for f in _fields_of(cls, part)}
+        is_new = self._shown.get(part) is not cls
+        fields = {f.name.partition(".")[2]: f for f in _fields_of(cls, part)} if is_new else self._options[part]
         quiet, self._quiet = self._quiet, True
-        for name, value in {**self._first_masks(fields), **_defaults(cls), **values}.items():
-            if name in fields:
-                fields[name].write(value)
-        self._quiet = quiet
+        try:
+            for name, value in {**self._first_masks(fields), **_defaults(cls), **values}.items():
+                if name in fields:
+                    fields[name].write(value)
+        finally:
+            self._quiet = quiet
+        if not is_new:
+            return
         for field in fields.values():
             field.observe(self._changed)
-        self._options[part] = fields
+        self._options[part], self._shown[part] = fields, cls
+        earlier = self._option_rows[part].children
         self._option_rows[part].children = [_row(field) for field in fields.values()]
+        close(*earlier)
 
     def _first_masks(self, fields: Mapping[str, Field]) -> dict[str, Any]:
         """A mask of the right length that changes nothing, to start from."""
@@ -174,9 +189,18 @@ class SpecForm(widgets.VBox):
 
     def narrow(self, offers: Offers) -> None:
         """Hide settings without use, offer only the legal words, set the bounds, show the options of methods."""
-        self._quiet = self._narrowed = True
-        for part in self._option_rows:
-            self._show_options(part, getattr(self._base, part).options if self._keeps_method(part) else {})
+        with self._guard:
+            options = {part: _options_of(self._base, part) for part in self._option_rows if self._keeps_method(part)}
+            self._quiet = self._narrowed = True
+            try:
+                for part in self._option_rows:
+                    self._show_options(part, options.get(part, {}))
+                self._offer(offers)
+            finally:
+                self._quiet = False
+            self._changed()
+
+    def _offer(self, offers: Offers) -> None:
         for name, words in offers.choices.items():
             field = self._fields.get(name)
             if isinstance(field, Words):
@@ -192,8 +216,6 @@ class SpecForm(widgets.VBox):
             if group is not None:
                 shown = any(name not in FRONT for name, _ in self._visible(part)) or self._options.get(part)
                 group.layout.display = None if shown else "none"
-        self._quiet = False
-        self._changed()
 
 
 def _fields_of(record: type[Part], prefix: str) -> list[Field]:
@@ -202,6 +224,15 @@ def _fields_of(record: type[Part], prefix: str) -> list[Field]:
     properties = {n: s for n, s in schema.get("properties", {}).items() if n != "options"}
     found = (make_field(f"{prefix}.{name}", node) for name, node in properties.items())
     return [field for field in found if field is not None]
+
+
+def _options_of(spec: GenerationSpec, part: str) -> dict[str, Any]:
+    """All options of a part's method as the spec means them, those too that it leaves out and that have no input.
+
+    Raises WanlabError for options that the method does not have and for illegal ones.
+    """
+    bound: Part = getattr(spec, part).bind()
+    return bound.model_dump(mode="json", by_alias=True)
 
 
 def _defaults(record: type[Part]) -> dict[str, Any]:
