@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from wanlab.inline import ellipsis, enlargement
+from wanlab.widgets._closing import close
 
 if TYPE_CHECKING:
     from wanlab.jobs import Job
@@ -31,7 +32,7 @@ class Activity(widgets.VBox):
         self._preview = widgets.Image(format="webp", layout={"display": "none"})
         self._preview.add_class("wanlab-preview")
         self._queue = widgets.VBox()
-        self._waiting: list[Job] = []
+        self._rows: dict[Job, Any] = {}  # of the jobs that wait
         texts = widgets.VBox([self._text, self._bar, self._stages, self._queue], layout={"flex": "1 1 260px"})
         row = widgets.Box([texts, self._preview], layout={"flex_flow": "row wrap", "align_items": "flex-start"})
         row.add_class("wanlab-activity")
@@ -52,17 +53,20 @@ class Activity(widgets.VBox):
         self._show_queue(list(jobs[1:]))
 
     def _show_queue(self, waiting: list[Job]) -> None:
-        if waiting == self._waiting:
+        if waiting == list(self._rows):
             return
-        self._waiting = waiting
-        self._queue.children = [self._queued(i, job) for i, job in enumerate(waiting, 1)]
+        earlier, self._rows = self._rows, {job: self._rows.get(job) or self._row(job) for job in waiting}
+        for place, (job, row) in enumerate(self._rows.items(), 1):
+            text = f"{place}. {ellipsis(job.spec.text.prompt, 80)} · seed {job.spec.sampling.seed}"
+            row.children[1].value = f'<span class="wanlab-quiet">{html.escape(text)}</span>'
+        self._queue.children = list(self._rows.values())
+        close(*(row for job, row in earlier.items() if job not in self._rows))
 
-    def _queued(self, place: int, job: Job) -> Any:
-        text = f"{place}. {ellipsis(job.spec.text.prompt, 80)} · seed {job.spec.sampling.seed}"
+    def _row(self, job: Job) -> Any:
         button = widgets.Button(icon="times", tooltip="Take this one out of the queue", layout={"width": "34px"})
         button.add_class("wanlab-small")
         button.on_click(lambda _: self._cancel(job))
-        label = widgets.HTML(f'<span class="wanlab-quiet">{html.escape(text)}</span>', layout={"flex": "1 1 auto"})
+        label = widgets.HTML(layout={"flex": "1 1 auto"})
         label.add_class("wanlab-text")
         return widgets.Box([button, label], layout={"align_items": "center"})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from wanlab import runs, video
 from wanlab.errors import WanlabError
 from wanlab.inline import ellipsis
 from wanlab.spec import GenerationSpec
+from wanlab.widgets._closing import close
 
 _SHOWN = 8  # entries in sight
 _LOOKED_AT = 200  # newest folders whose records are read
@@ -39,7 +41,7 @@ class Entry:
 
 def entries(root: Path, model_id: str, num: int = _SHOWN) -> list[Entry]:
     """The newest runs of a model below `root`; folders without a readable record are no runs."""
-    folders = [(path.parent, path.stat().st_mtime) for path in root.glob(f"*/{runs.RUN_JSON}") if path.is_file()]
+    folders = [(path.parent, _written(path)) for path in root.glob(f"*/{runs.RUN_JSON}")]
     found = []
     for folder, _ in sorted(folders, key=lambda pair: pair[1], reverse=True)[:_LOOKED_AT]:
         try:
@@ -53,37 +55,43 @@ def entries(root: Path, model_id: str, num: int = _SHOWN) -> list[Entry]:
     return found
 
 
+def _written(file: Path) -> float:
+    """When a file was written; long ago if it was deleted meanwhile."""
+    try:
+        return file.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
 class History(widgets.VBox):
     """Runs of one model below a folder, each with "load this spec" and, for those that ended well, "show"."""
 
     def __init__(self, load: Callable[[Entry], None], show: Callable[[Entry], None]) -> None:
         self._load, self._show = load, show
         self._rows: dict[tuple[Path, str], Any] = {}
+        self._lock = threading.Lock()
         self._box = widgets.VBox()
         self._fold = widgets.Accordion([self._box], titles=["history"], selected_index=None)
         super().__init__([self._fold], layout={"display": "none"})
 
     def refresh(self, root: Path, model_id: str) -> None:
-        """Read the folder again."""
-        found = entries(root, model_id)
-        keys = [(entry.folder, entry.record.status) for entry in found]
-        self._rows = {key: self._rows.get(key) or self._row(entry) for key, entry in zip(keys, found, strict=True)}
-        self._box.children = [self._rows[key] for key in keys]
-        self._fold.set_title(0, f"history · {len(found)} {'run' if len(found) == 1 else 'runs'} in {root.name}")
-        self.layout.display = None if found else "none"
+        """Read the folder again; from any thread."""
+        with self._lock:
+            found = {(entry.folder, entry.record.status): entry for entry in entries(root, model_id)}
+            earlier, self._rows = self._rows, {key: self._rows.get(key) or self._row(e) for key, e in found.items()}
+            for key, row in self._rows.items():
+                row.children[1].value = _label(found[key].record)
+            self._box.children = list(self._rows.values())
+            close(*(row for key, row in earlier.items() if key not in self._rows))
+            self._fold.set_title(0, f"history · {len(found)} {'run' if len(found) == 1 else 'runs'} in {root.name}")
+            self.layout.display = None if found else "none"
 
     def _row(self, entry: Entry) -> Any:
-        record = entry.record
-        text, sampling = record.spec.get("text", {}), record.spec.get("sampling", {})
-        facts = [record.status] if record.status != "ok" else []
-        facts += [f"seed {sampling.get('seed')}", f"{sampling.get('num_steps')} steps", _ago(record)]
-        words = html.escape(ellipsis(str(text.get("prompt", "")), 100)) or "<i>no prompt</i>"
-        label = f'{words}<br><span class="wanlab-quiet">{html.escape(" · ".join(facts))}</span>'
         load = _button("Load settings", "Put the settings of this run into the form", lambda: self._load(entry))
         buttons = [load]
-        if record.status == "ok":
+        if entry.record.status == "ok":
             buttons.append(_button("Show", "Show its result again", lambda: self._show(entry)))
-        text = widgets.HTML(label, layout={"flex": "1 1 180px"})
+        text = widgets.HTML(layout={"flex": "1 1 180px"})
         text.add_class("wanlab-text")
         box = widgets.Box(
             [widgets.HTML(_thumbnail(entry)), text, *buttons], layout={"flex_flow": "row wrap", "align_items": "center"}
@@ -96,6 +104,23 @@ def _button(text: str, tooltip: str, press: Callable[[], None]) -> Any:
     button = widgets.Button(description=text, tooltip=tooltip, layout={"width": "auto"})
     button.on_click(lambda _: press())
     return button
+
+
+def _label(record: runs.RunRecord) -> str:
+    """HTML of what was asked and how it ended."""
+    prompt, seed, num_steps = (
+        _setting(record, *name) for name in (("text", "prompt"), ("sampling", "seed"), ("sampling", "num_steps"))
+    )
+    facts = [record.status] if record.status != "ok" else []
+    facts += [f"seed {seed}", f"{num_steps} steps", _ago(record)]
+    words = html.escape(ellipsis(str(prompt or ""), 100)) or "<i>no prompt</i>"
+    return f'{words}<br><span class="wanlab-quiet">{html.escape(" · ".join(facts))}</span>'
+
+
+def _setting(record: runs.RunRecord, part: str, name: str) -> Any:
+    """A setting of a record, which may be foreign; None where it has none."""
+    values = record.spec.get(part)
+    return values.get(name) if isinstance(values, dict) else None
 
 
 def _ago(record: runs.RunRecord) -> str:
