@@ -24,10 +24,15 @@ def keep_settings(workspace: Workspace, model_id: str, spec: GenerationSpec) -> 
     atomic_write(safe_path(workspace.configs, f"{model_id}.json"), spec.to_json(indent=2) + "\n")
 
 
-def settings_or_why(workspace: Workspace, model_id: str) -> tuple[GenerationSpec | None, str]:
-    """The last settings, or None and the reason why those that are there cannot be used."""
+def settings_or_why(workspace: Workspace, model_id: str, bind: bool) -> tuple[GenerationSpec | None, str]:
+    """The last settings, or None and the reason why those that are there cannot be used.
+
+    bind: check the options of methods too, which imports the methods and so torch.
+    """
     try:
         spec = last_settings(workspace, model_id)
+        for part in spec.methods().values() if bind and spec is not None else ():
+            part.bind()
     except WanlabError as error:
         return None, f"The last settings are not used: {error}"
     if spec is not None and spec.model != model_id:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import html
 import secrets
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,14 +61,15 @@ class GeneratePanel(widgets.VBox):
         self._runs = Path(runs) if runs is not None else _beside_notebook()
         self._jobs: list[Any] = []
         self._lock = threading.Lock()
+        self._painting = threading.RLock()
         self._ticker: threading.Thread | None = None
         self._loader: threading.Thread | None = None
         self._looked = 0.0
         self._latest: tuple[Any, float] | None = None
         self._displays: list[Any] = []
-        first, note = self._first_spec(spec, restore, changes)
+        first, self._note = self._first_spec(spec, restore, changes)
         self._build(first)
-        self._say(note)
+        self._say(self._note)
         self._check()
 
     def _first_spec(
@@ -78,7 +81,7 @@ class GeneratePanel(widgets.VBox):
             return spec.with_(model=self._id, **changes), ""
         if restore is None:
             restore = notebook.is_live() and not changes
-        last, note = settings_or_why(self._workspace, self._id) if restore else (None, "")
+        last, note = settings_or_why(self._workspace, self._id, bind=self._model is not None) if restore else (None, "")
         if last is not None:
             note = "Your last settings of this model. Defaults brings back the model's own."
         return (last or self._default).with_(**changes), note
@@ -101,7 +104,7 @@ class GeneratePanel(widgets.VBox):
             (self._defaults, self._reset),
             (self._dice, self._new_seed),
         ):
-            button.on_click(functools.partial(_pressed, press))
+            button.on_click(functools.partial(self._clicked, press))
         buttons = widgets.Box(
             [self._generate, self._cancel, self._dice, self._defaults], layout={"flex_flow": "row wrap"}
         )
@@ -126,8 +129,9 @@ class GeneratePanel(widgets.VBox):
     @property
     def model(self) -> Any:
         """The model, loaded on first use. Raises WanlabError where its weights are not on this machine."""
-        if self._loader is not None and threading.current_thread() is not self._loader:
-            self._loader.join()
+        loader = self._loader  # which forgets itself at its end
+        if loader is not None and threading.current_thread() is not loader:
+            loader.join()
         if self._model is None:
             self._load()
         return self._model
@@ -155,10 +159,9 @@ class GeneratePanel(widgets.VBox):
 
     def _try_to_load(self) -> None:
         try:
-            self._load()
-            self._say("")
-        except (WanlabError, OSError, ImportError) as error:
-            self._say(str(error), is_error=True)
+            self._told(self._load)
+            if not self._is_error:
+                self._say(self._note)
         finally:
             self._loader = None
 
@@ -174,7 +177,13 @@ class GeneratePanel(widgets.VBox):
         folder = None
         if self._runs is not None:
             folder, _ = runs.new_folder(self._runs, runs.folder_name(spec, runs.run_id(spec.id, model.fingerprint)))
-        job = submit(model, spec, on_step=self._look_at_step, folder=folder)
+        try:
+            job = submit(model, spec, on_step=self._look_at_step, folder=folder)
+        except BaseException:
+            if folder is not None:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+            raise
         with self._lock:
             self._jobs.append(job)
         job.on_end(self._ended)
@@ -196,13 +205,16 @@ class GeneratePanel(widgets.VBox):
             job.cancel()
 
     def _press(self) -> None:
-        try:
-            if notebook.is_live():
+        self._say("")  # not after the start: a job that fails at once says so
+        self._told(self._keep_and_submit)
+
+    def _keep_and_submit(self) -> None:
+        if notebook.is_live():
+            try:
                 keep_settings(self._workspace, self._id, self.spec)
-            self.submit()
-            self._say("")
-        except WanlabError as error:
-            self._say(str(error), is_error=True)
+            except WanlabError as error:
+                self._say(f"These settings will not come back after a restart: {error}", is_error=True)
+        self.submit()
 
     def _reset(self) -> None:
         self._form.spec = self._default.with_(prompt=self._form.field("text.prompt").read())
@@ -211,21 +223,29 @@ class GeneratePanel(widgets.VBox):
         self._form.field("sampling.seed").write(secrets.randbelow(2**31))
 
     def _load_entry(self, entry: Entry) -> None:
-        try:
-            self.spec = entry.spec
+        self._told(self._fill, entry)
+
+    def _fill(self, entry: Entry) -> None:
+        self.spec = entry.spec
+        if not self._is_error:
             self._say("Settings loaded.")
-        except WanlabError as error:
-            self._say(str(error), is_error=True)
 
     def _show_entry(self, entry: Entry) -> None:
         from wanlab.result import open_result
 
-        try:
-            self._show(open_result(entry.folder))
-        except WanlabError as error:
-            self._say(str(error), is_error=True)
+        self._told(lambda: self._show(open_result(entry.folder)))
 
     # What the panel says
+
+    def _clicked(self, press: Callable[[], None], _: Any) -> None:
+        self._told(press)
+
+    def _told(self, act: Callable[..., Any], *arguments: Any) -> None:
+        """Do something for a click or in a thread, where nobody would see an error: the panel says it."""
+        try:
+            act(*arguments)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is said
+            self._say(_reason(error), is_error=True)
 
     def _check(self) -> None:
         """Say what is wrong with the form, and let Generate be pressed only when nothing is."""
@@ -273,36 +293,41 @@ class GeneratePanel(widgets.VBox):
     def _tick_until_idle(self) -> None:
         while True:
             time.sleep(_TICK)
-            self._tick()
+            self._told(self._tick)
             with self._lock:
                 if not self._jobs:
                     self._ticker = None
                     return
 
     def _tick(self) -> None:
-        """Show how far the jobs are."""
-        with self._lock:
-            self._jobs = [job for job in self._jobs if not job.done()]
-            jobs = list(self._jobs)
-        self._activity.show(jobs)
-        view, self._latest = self._latest, None
-        if view is not None and jobs:
-            self._activity.look(*view)
-        self._cancel.disabled = not jobs
-        self._generate.description = "Add to queue" if jobs else "Generate"
-        self._generate.icon = "plus" if jobs else "play"
+        """Show how far the jobs are; one thread at a time, so that what is shown last is the latest."""
+        with self._painting:
+            with self._lock:
+                self._jobs = [job for job in self._jobs if not job.done()]
+                jobs = list(self._jobs)
+            self._activity.show(jobs)
+            self._cancel.disabled = not jobs
+            self._generate.description = "Add to queue" if jobs else "Generate"
+            self._generate.icon = "plus" if jobs else "play"
+            view, self._latest = self._latest, None
+            if view is not None and jobs:
+                self._activity.look(*view)
 
     def _ended(self, job: Any) -> None:
         """A job is over, in whatever way; called in the thread that ended it."""
+        self._told(self._tell_end, job)
+        self._latest = None  # of this job, and the next one is another clip
+        self._told(self._tick)
+        self._told(self._refresh_history)
+
+    def _tell_end(self, job: Any) -> None:
         if job.status == "done":
             self.result = job.result()
             self._show(self.result)
         elif job.status == "cancelled":
             self._say("Cancelled.")
         else:
-            self._say(_reason(job), is_error=True)
-        self._tick()
-        self._refresh_history()
+            self._say(_reason(job.error), is_error=True)
 
     def _refresh_history(self) -> None:
         if self._runs is not None and self._displays:
@@ -326,7 +351,7 @@ class GeneratePanel(widgets.VBox):
         display(super()._repr_mimebundle_(), raw=True)
         earlier = HTML("") if self.result is None else HTML(self.result._repr_html_())
         self._displays.append(display(earlier, display_id=True))
-        self._refresh_history()
+        self._told(self._refresh_history)
         self._load_in_background()
 
     def _static(self) -> str:
@@ -366,11 +391,6 @@ def _button(text: str, icon: str, style: str, tooltip: str) -> Any:
     return widgets.Button(description=text, icon=icon, button_style=style, tooltip=tooltip, layout={"width": "auto"})
 
 
-def _pressed(press: Any, _: Any) -> None:
-    press()
-
-
-def _reason(job: Any) -> str:
-    """Why a job failed, in one paragraph."""
-    error = job.error
+def _reason(error: BaseException) -> str:
+    """What went wrong, in one paragraph."""
     return str(error) if isinstance(error, WanlabError) else f"{type(error).__name__}: {error}"
