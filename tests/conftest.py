@@ -47,3 +47,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def repository() -> Path:
     """The checkout's root."""
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def live(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """As in a notebook of a Jupyter server; the workspace is an empty one."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    (folder / "wanlab.toml").write_text("")
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("wanlab.notebook.notebook_file", lambda: folder / "a.ipynb")
+    monkeypatch.setattr("wanlab.notebook.is_live", lambda: True)
+    return folder

@@ -17,9 +17,10 @@ import traitlets
 from IPython.display import HTML, display
 
 from wanlab import catalog, notebook, runs
-from wanlab.errors import WanlabError, shorten
+from wanlab.errors import WanlabError
 from wanlab.spec import GenerationSpec
 from wanlab.widgets._activity import Activity
+from wanlab.widgets._arguments import beside_notebook, checked_model, checked_spec
 from wanlab.widgets._history import Entry, History
 from wanlab.widgets._settings import keep_settings, settings_or_why
 from wanlab.widgets._style import STYLE
@@ -54,14 +55,16 @@ class GeneratePanel(widgets.VBox):
         **changes: Any,
     ) -> None:
         self._workspace = find_workspace()
-        self._model = None if isinstance(model, str) else _checked_model(model)
+        self._model = None if isinstance(model, str) else checked_model(model)
         self._definition = catalog.find(model) if self._model is None else self._model.definition
         self._id: str = self._definition.id
         self._default = GenerationSpec.of({**self._definition.spec, "model": self._id})
-        self._runs = Path(runs) if runs is not None else _beside_notebook()
+        self._runs = Path(runs) if runs is not None else beside_notebook()
         self._jobs: list[Any] = []
         self._lock = threading.Lock()
         self._painting = threading.RLock()
+        self._loading = threading.Lock()
+        self._starting = False  # a press waits for the model
         self._ticker: threading.Thread | None = None
         self._loader: threading.Thread | None = None
         self._looked = 0.0
@@ -77,8 +80,7 @@ class GeneratePanel(widgets.VBox):
     ) -> tuple[GenerationSpec, str]:
         """What the form starts with, and a sentence about where it comes from."""
         if spec is not None:
-            _check_belongs(spec, self._definition)
-            return spec.with_(model=self._id, **changes), ""
+            return checked_spec(spec, self._definition).with_(**changes), ""
         if restore is None:
             restore = notebook.is_live() and not changes
         last, note = settings_or_why(self._workspace, self._id, bind=self._model is not None) if restore else (None, "")
@@ -123,18 +125,15 @@ class GeneratePanel(widgets.VBox):
 
     @spec.setter
     def spec(self, spec: GenerationSpec) -> None:
-        _check_belongs(spec, self._definition)
-        self._form.spec = spec.with_(model=self._id)
+        self._form.spec = checked_spec(spec, self._definition)
 
     @property
     def model(self) -> Any:
         """The model, loaded on first use. Raises WanlabError where its weights are not on this machine."""
-        loader = self._loader  # which forgets itself at its end
-        if loader is not None and threading.current_thread() is not loader:
-            loader.join()
-        if self._model is None:
-            self._load()
-        return self._model
+        with self._loading:
+            if self._model is None:
+                self._load()
+            return self._model
 
     def _load(self) -> None:
         from wanlab.models import load
@@ -159,7 +158,7 @@ class GeneratePanel(widgets.VBox):
 
     def _try_to_load(self) -> None:
         try:
-            self._told(self._load)
+            self._told(lambda: self.model)
             if not self._is_error:
                 self._say(self._note)
         finally:
@@ -169,10 +168,13 @@ class GeneratePanel(widgets.VBox):
 
     def submit(self) -> Any:
         """Queue what the form says and return its Job. Raises WanlabError for settings that are not legal."""
+        return self._submit(self.spec)
+
+    def _submit(self, spec: GenerationSpec) -> Any:
         from wanlab.jobs import submit
         from wanlab.pipeline import checked
 
-        model, spec = self.model, self.spec
+        model = self.model
         checked(model, spec)
         folder = None
         if self._runs is not None:
@@ -209,12 +211,34 @@ class GeneratePanel(widgets.VBox):
         self._told(self._keep_and_submit)
 
     def _keep_and_submit(self) -> None:
-        if notebook.is_live():
+        spec, is_live = self.spec, notebook.is_live()
+        if is_live:
             try:
-                keep_settings(self._workspace, self._id, self.spec)
+                keep_settings(self._workspace, self._id, spec)
             except WanlabError as error:
                 self._say(f"These settings will not come back after a restart: {error}", is_error=True)
-        self.submit()
+        if self._model is not None or not is_live:
+            self._submit(spec)
+            return
+        self._starting = self._generate.disabled = True
+        if not self._is_error:
+            self._say(f"Loading {self._id} ...")
+        threading.Thread(target=self._load_and_submit, args=(spec,), name="wanlab-start", daemon=True).start()
+
+    def _load_and_submit(self, spec: GenerationSpec) -> None:
+        """For a press before the model is there: a download takes minutes, in which the kernel stays free."""
+
+        def start() -> None:
+            _ = self.model
+            if not self._is_error:
+                self._say("")
+            self._submit(spec)
+
+        try:
+            self._told(start)
+        finally:
+            self._starting = False
+            self._generate.disabled = bool(self._problem())
 
     def _reset(self) -> None:
         self._form.spec = self._default.with_(prompt=self._form.field("text.prompt").read())
@@ -249,7 +273,15 @@ class GeneratePanel(widgets.VBox):
 
     def _check(self) -> None:
         """Say what is wrong with the form, and let Generate be pressed only when nothing is."""
-        problem = ""
+        problem = self._problem()
+        self._generate.disabled = bool(problem) or self._starting
+        if problem:
+            self._say(problem, is_error=True)
+        elif self._is_error:
+            self._say("")
+
+    def _problem(self) -> str:
+        """What is wrong with the form; empty if nothing is."""
         try:
             spec = self._form.spec
             if self._model is not None:
@@ -257,12 +289,8 @@ class GeneratePanel(widgets.VBox):
 
                 checked(self._model, spec)
         except WanlabError as error:
-            problem = str(error)
-        self._generate.disabled = bool(problem)
-        if problem:
-            self._say(problem, is_error=True)
-        elif self._is_error:
-            self._say("")
+            return str(error)
+        return ""
 
     def _say(self, text: str, is_error: bool = False) -> None:
         self._is_error = is_error
@@ -277,12 +305,8 @@ class GeneratePanel(widgets.VBox):
         self._looked = now
         frames = self._model.preview(denoised)
         if frames is not None:
-            fps = float(self._form_fps)
+            fps = next((j.spec.size.fps for j in self._jobs if not j.done()), None) or 16.0
             self._latest = frames, fps / max(1, self._model.geometry.frame_stride)
-
-    @property
-    def _form_fps(self) -> float:
-        return next((j.spec.size.fps for j in self._jobs if not j.done()), None) or 16.0
 
     def _start_ticker(self) -> None:
         with self._lock:
@@ -328,6 +352,10 @@ class GeneratePanel(widgets.VBox):
             self._say("Cancelled.")
         else:
             self._say(_reason(job.error), is_error=True)
+            if job.unsaved is not None:  # the clip is made, and the disk refused it: hours of work, perhaps
+                self.result = job.unsaved
+                self._say(f"{_reason(job.error)} The clip is panel.result: .save(path) keeps it.", is_error=True)
+                self._show(job.unsaved)
 
     def _refresh_history(self) -> None:
         if self._runs is not None and self._displays:
@@ -360,31 +388,6 @@ class GeneratePanel(widgets.VBox):
 
     def __repr__(self) -> str:
         return f"GeneratePanel({self._id!r}, {len(self._jobs)} running or queued)"
-
-
-def _checked_model(model: Any) -> Any:
-    """A loaded model. Raises WanlabError for anything else."""
-    from wanlab.models import Model
-
-    if isinstance(model, Model):
-        return model
-    raise WanlabError(
-        f"{shorten(model)} is no model", remedy='Pass what wanlab.load(...) returns, or an id: "wan_tiny"'
-    )
-
-
-def _check_belongs(spec: GenerationSpec, definition: catalog.Definition) -> None:
-    if spec.model not in (definition.id, *definition.aliases):
-        raise WanlabError(
-            f"The spec is for model {spec.model!r} and the panel for {definition.id!r}",
-            remedy=f"GeneratePanel({spec.model!r}, spec)",
-        )
-
-
-def _beside_notebook() -> Path | None:
-    """runs/ in the notebook's folder; None where no notebook is known."""
-    file = notebook.notebook_file()
-    return None if file is None else file.parent / "runs"
 
 
 def _button(text: str, icon: str, style: str, tooltip: str) -> Any:
