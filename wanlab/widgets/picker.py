@@ -63,12 +63,14 @@ class ModelPicker(widgets.VBox):
         rows.sort(key=lambda row: (not row.on_disk, row.family, row.id))
         options = [(f"{'●' if row.on_disk else '○'} {row.id}", row.id) for row in rows]
         value = chosen if chosen in {row.id for row in rows} else rows[0].id
+        self._is_listing = True  # new options choose their first one, which nobody did
         self._models.options = options
         self._models.value = value
+        self._is_listing = False
         self._show(value)
 
     def _chosen(self, change: Any) -> None:
-        if change["new"] is not None:
+        if change["new"] is not None and not self._is_listing:
             self._show(change["new"])
 
     def _show(self, model_id: str) -> None:
