@@ -6,6 +6,7 @@ import contextlib
 import html
 import json
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from wanlab.spec import GenerationSpec, plain
 from wanlab.video import Frames
 
 _COLUMNS = 3  # of the settings that are the model's
+_WORD = 60  # characters of a value in a label
 _CUT = 240  # characters of a value
 _ROW = 'style="text-align:left;vertical-align:top;padding:1px 12px 1px 0;border:none'
 _NAME, _VALUE = f'{_ROW};white-space:nowrap;font-weight:normal;opacity:0.7"', f'{_ROW};overflow-wrap:anywhere"'
@@ -130,3 +132,21 @@ def _words(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {_words(part)}" for name, part in value.items())
     return value if isinstance(value, str) else json.dumps(plain(value), ensure_ascii=False)
+
+
+def in_words(values: dict[str, Any]) -> str:
+    """Dotted names and values as a label: "guidance_scale 1.0", "cache fixed, mask 1010"."""
+    leaves = Counter(name.rpartition(".")[2] for name in values)
+    words = []
+    for name, value in values.items():
+        part, _, leaf = name.rpartition(".")
+        if part in values and value in (None, {}, ()):
+            continue  # an option that this method lacks, or one that says nothing
+        words.append(f"{leaf if leaves[leaf] == 1 else name} {_word(value)}")
+    return ", ".join(words)
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, list | tuple) and value and all(isinstance(v, bool) for v in value):
+        return ellipsis("".join("01"[v] for v in value), _WORD)
+    return ellipsis(value if isinstance(value, str) and value.isidentifier() else repr(value), _WORD)

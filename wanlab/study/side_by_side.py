@@ -6,7 +6,6 @@ import html
 import math
 import os
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,8 +16,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from wanlab import metrics, video
+from wanlab.details import in_words
 from wanlab.errors import WanlabError, shorten
-from wanlab.inline import ellipsis, enlargement, player
+from wanlab.inline import enlargement, player
 from wanlab.result import Result
 
 _COLUMNS = 4  # clips in a row of the composited video
@@ -30,7 +30,6 @@ _GAP = 4
 _DARK, _LIGHT = (24, 24, 24), (235, 235, 235)
 _PAGE = 960  # pixels in width of all clips in a page
 _WORD = 12  # characters of a word in the table's heads before it may break
-_VALUE = 60  # characters of a setting's value in a label
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +52,7 @@ class Comparison:
         names = sorted({name for diff in diffs for name in diff})
         first = {name: diff[name][0] for diff in diffs for name in diff}
         own = [{name: diff[name][1] if name in diff else first[name] for name in names} for diff in diffs]
-        return [_settings(values) or "same spec" for values in own]
+        return [in_words(values) or "same spec" for values in own]
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
@@ -145,24 +144,6 @@ def compare(*results: Result) -> Comparison:
             remedy="compare(generate(model, ...), generate(model, ...))",
         )
     return Comparison(tuple(results))
-
-
-def _settings(values: dict[str, Any]) -> str:
-    """Dotted names and values as a label: "guidance_scale 1.0", "cache fixed, mask 1010"."""
-    leaves = Counter(name.rpartition(".")[2] for name in values)
-    words = []
-    for name, value in values.items():
-        part, _, leaf = name.rpartition(".")
-        if part in values and value in (None, {}, ()):
-            continue  # an option that this method lacks, or one that says nothing
-        words.append(f"{leaf if leaves[leaf] == 1 else name} {_value(value)}")
-    return ", ".join(words)
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, list | tuple) and value and all(isinstance(v, bool) for v in value):
-        return ellipsis("".join("01"[v] for v in value), _VALUE)
-    return ellipsis(value if isinstance(value, str) and value.isidentifier() else repr(value), _VALUE)
 
 
 def composite(clips: Sequence[np.ndarray[Any, Any]], labels: Sequence[str]) -> np.ndarray[Any, Any]:

@@ -16,7 +16,6 @@ import ipywidgets as widgets
 from wanlab.errors import WanlabError, shorten
 from wanlab.files import read_json
 
-_EXACT = 2**53  # integers from here on are rounded by a browser
 _LONG = 1_000  # characters from which a text gets several lines
 _LAYOUT = {"width": "330px", "max_width": "100%", "flex": "0 1 330px"}
 _LABEL = {"description_width": "130px"}
@@ -98,30 +97,6 @@ class Switch(Field):
         super().__init__(name, schema, widgets.Checkbox(indent=True, layout=_LAYOUT, style=_LABEL))
 
 
-class Number(Field):
-    """A whole or real number; whole ones have bounds, which give way to a spec that lies outside."""
-
-    def __init__(self, name: str, schema: Schema) -> None:
-        self._whole = schema["type"] == "integer"
-        if self._whole:
-            low, high = (
-                schema.get("minimum", schema.get("exclusiveMinimum", -_EXACT - 1) + 1),
-                schema.get("maximum", _EXACT),
-            )
-            widget: Any = widgets.BoundedIntText(value=low, min=low, max=high, layout=_LAYOUT, style=_LABEL)
-        else:
-            widget = widgets.FloatText(layout=_LAYOUT, style=_LABEL)
-        super().__init__(name, schema, widget)
-
-    def write(self, value: Any) -> None:
-        if self._whole:
-            with self.widget.hold_trait_notifications():
-                self.widget.min, self.widget.max = min(self.widget.min, value), max(self.widget.max, value)
-                self.widget.value = value
-        else:
-            self.widget.value = float(value)
-
-
 class Line(Field):
     """Text, of one line or of several."""
 
@@ -136,10 +111,15 @@ class Line(Field):
 
 
 class Data(Field):
-    """Anything else, typed as JSON: lists, tables, numbers beyond 53 bits, and numbers that may be left open."""
+    """Anything else, typed as JSON: numbers, lists, tables.
+
+    A browser's own number inputs would not do: they change what is typed ("2.5" is 25, "x" the old number), silently.
+    """
 
     def __init__(self, name: str, schema: Schema, optional: bool) -> None:
         self._optional = optional
+        kinds = {schema.get("type"), *(choice.get("type") for choice in schema.get("anyOf", ()))}
+        self._is_number = bool(kinds & {"integer", "number"})
         hint = "empty: the model's own" if optional else ""
         super().__init__(
             name,
@@ -157,6 +137,7 @@ class Data(Field):
             [value] = read_json(f"[{text}]")
         except ValueError:  # not JSON, or several values
             remedy = 'Write it as JSON: 7, [1.0, 0.5, 0.0], {"a": 1}'
+            remedy = "Write a number, such as 7 or 0.5" if self._is_number else remedy
             raise WanlabError(f"{self.name} = {shorten(text, 80)} cannot be read", remedy=remedy) from None
         return value
 
@@ -202,15 +183,8 @@ def make_field(name: str, schema: Schema) -> Field | None:
         return Switch(name, schema)
     if kind == "string":
         return Line(name, schema)
-    if kind == "number" or (kind == "integer" and _is_exact(schema)):
-        return Number(name, schema)
     if kind == "array" and (schema.get("maxItems") == 0 or "$ref" in schema.get("items", {})):
         return None
     if kind == "array" and schema.get("items", {}).get("type") == "boolean":
         return Mask(name, schema)
     return Data(name, schema, optional=False)
-
-
-def _is_exact(schema: Schema) -> bool:
-    """Whether a browser can hold every legal whole number."""
-    return bool(abs(schema.get("maximum", 0)) <= _EXACT and schema.get("exclusiveMaximum", 0) <= _EXACT)

@@ -16,14 +16,17 @@ import ipywidgets as widgets
 from PIL import Image
 
 from wanlab import runs, video
+from wanlab.details import in_words
 from wanlab.errors import WanlabError
 from wanlab.inline import ellipsis
 from wanlab.spec import GenerationSpec
 from wanlab.widgets._closing import close
 
-_SHOWN = 8  # entries in sight
+_SHOWN = 8  # entries in sight, and more with each press of "More"
 _LOOKED_AT = 200  # newest folders whose records are read
+_OTHERS = 90  # characters of the settings that differ from the model's
 _THUMBNAIL = 64  # pixels
+_SAID = ("text.prompt", "sampling.seed", "sampling.num_steps")
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,8 @@ class Entry:
         return GenerationSpec.from_json(self.record.spec)
 
 
-def entries(root: Path, model_id: str, num: int = _SHOWN) -> list[Entry]:
-    """The newest runs of a model below `root`; folders without a readable record are no runs."""
+def entries(root: Path, model_id: str) -> list[Entry]:
+    """The runs of a model among the newest 200 below `root`; folders without a readable record are no runs."""
     folders = [(path.parent, _written(path)) for path in root.glob(f"*/{runs.RUN_JSON}")]
     found = []
     for folder, _ in sorted(folders, key=lambda pair: pair[1], reverse=True)[:_LOOKED_AT]:
@@ -50,8 +53,6 @@ def entries(root: Path, model_id: str, num: int = _SHOWN) -> list[Entry]:
             continue
         if record.spec.get("model") == model_id:
             found.append(Entry(folder, record))
-        if len(found) == num:
-            break
     return found
 
 
@@ -66,24 +67,40 @@ def _written(file: Path) -> float:
 class History(widgets.VBox):
     """Runs of one model below a folder, each with "load this spec" and, for those that ended well, "show"."""
 
-    def __init__(self, load: Callable[[Entry], None], show: Callable[[Entry], None]) -> None:
-        self._load, self._show = load, show
+    def __init__(self, default: GenerationSpec, load: Callable[[Entry], None], show: Callable[[Entry], None]) -> None:
+        self._default, self._load, self._show = default, load, show
+        self._num, self._root, self._model_id = _SHOWN, Path(), default.model
+        self._more = _button("More", "Show older runs", self._show_more)
         self._rows: dict[tuple[Path, str], Any] = {}
         self._lock = threading.Lock()
         self._box = widgets.VBox()
-        self._fold = widgets.Accordion([self._box], titles=["history"], selected_index=None)
+        inside = widgets.VBox([self._box, self._more])
+        self._fold = widgets.Accordion([inside], titles=["history"], selected_index=None)
         super().__init__([self._fold], layout={"display": "none"})
 
-    def refresh(self, root: Path, model_id: str) -> None:
+    def fold(self) -> None:
+        """Close it, so that what stands below comes into sight."""
+        self._fold.selected_index = None
+
+    def _show_more(self) -> None:
+        self._num += _SHOWN
+        self.refresh(self._root)
+
+    def refresh(self, root: Path) -> None:
         """Read the folder again; from any thread."""
         with self._lock:
-            found = {(entry.folder, entry.record.status): entry for entry in entries(root, model_id)}
-            earlier, self._rows = self._rows, {key: self._rows.get(key) or self._row(e) for key, e in found.items()}
+            self._root = root
+            found = entries(root, self._model_id)
+            shown = {(entry.folder, entry.record.status): entry for entry in found[: self._num]}
+            earlier, self._rows = self._rows, {key: self._rows.get(key) or self._row(e) for key, e in shown.items()}
             for key, row in self._rows.items():
-                row.children[1].value = _label(found[key].record)
+                row.children[1].value = _label(shown[key], self._default)
             self._box.children = list(self._rows.values())
             close(*(row for key, row in earlier.items() if key not in self._rows))
-            self._fold.set_title(0, f"history · {len(found)} {'run' if len(found) == 1 else 'runs'} in {root.name}")
+            newest = f", {len(shown)} newest shown" if len(shown) < len(found) else ""
+            runs_in = f"{len(found)} {'run' if len(found) == 1 else 'runs'} in {root.name}"
+            self._fold.set_title(0, f"history · {runs_in}{newest}")
+            self._more.layout.display = None if newest else "none"
             self.layout.display = None if found else "none"
 
     def _row(self, entry: Entry) -> Any:
@@ -106,15 +123,25 @@ def _button(text: str, tooltip: str, press: Callable[[], None]) -> Any:
     return button
 
 
-def _label(record: runs.RunRecord) -> str:
-    """HTML of what was asked and how it ended."""
+def _label(entry: Entry, default: GenerationSpec) -> str:
+    """HTML of what was asked, how it ended and what else was not the model's default."""
+    record = entry.record
     prompt, seed, num_steps = (
         _setting(record, *name) for name in (("text", "prompt"), ("sampling", "seed"), ("sampling", "num_steps"))
     )
     facts = [record.status] if record.status != "ok" else []
-    facts += [f"seed {seed}", f"{num_steps} steps", _ago(record)]
+    facts += [f"seed {seed}", f"{num_steps} steps", _others(entry, default), _ago(record)]
     words = html.escape(ellipsis(str(prompt or ""), 100)) or "<i>no prompt</i>"
-    return f'{words}<br><span class="wanlab-quiet">{html.escape(" · ".join(facts))}</span>'
+    return f'{words}<br><span class="wanlab-quiet">{html.escape(" · ".join(filter(None, facts)))}</span>'
+
+
+def _others(entry: Entry, default: GenerationSpec) -> str:
+    """The settings that differ from the model's, besides those that every entry shows."""
+    try:
+        diff = default.diff(entry.spec)
+    except WanlabError:  # of another version
+        return ""
+    return ellipsis(in_words({name: there for name, (_, there) in diff.items() if name not in _SAID}), _OTHERS)
 
 
 def _setting(record: runs.RunRecord, part: str, name: str) -> Any:

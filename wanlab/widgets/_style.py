@@ -5,6 +5,7 @@ STYLE = """<style>
 .wanlab-panel .wanlab-quiet, .wanlab-panel .wanlab-help {
   color: var(--jp-ui-font-color2, #666); font-size: var(--jp-ui-font-size1, 13px); line-height: 1.35; }
 .wanlab-panel .wanlab-help { margin: 0 8px; white-space: normal; }
+.wanlab-panel .wanlab-row { margin: 3px 0; }
 .wanlab-panel .wanlab-wide .wanlab-help { margin: 0 0 4px 138px; }
 .wanlab-panel .wanlab-error { color: var(--jp-error-color1, #b00020); line-height: 1.35; margin: 4px 0; }
 .wanlab-panel .wanlab-activity { gap: 12px; margin: 6px 0; }

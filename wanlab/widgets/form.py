@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 FRONT = ("text.prompt", "sampling.seed", "sampling.num_steps", "guidance.guidance_scale")
 """Settings that are always in sight; the others lie folded in their groups."""
 _ALWAYS = ("size",)  # groups whose settings are in the title even where they are the default
+_NEVER = frozenset({"weights.dtype", "weights.vae_dtype", "memory.on_oom"})  # what no loaded model leaves open
+_MOST_STEPS = 10_000  # of a mask
 _TITLE = 90  # characters of a folded group's title
 
 
@@ -59,6 +61,7 @@ class SpecForm(widgets.VBox):
             if (method := self._fields.get(f"{name}.method")) is not None:
                 method.widget.observe(lambda change, name=name: self._new_method(name, change["new"]), "value")
         self.spec = spec
+        self._hide(_NEVER if offers is None else frozenset())
         if offers is not None:
             self.narrow(offers)
 
@@ -178,7 +181,11 @@ class SpecForm(widgets.VBox):
 
     def _first_masks(self, fields: Mapping[str, Field]) -> dict[str, Any]:
         """A mask of the right length that changes nothing, to start from."""
-        num_steps = int(self._fields["sampling.num_steps"].widget.value)
+        try:
+            num_steps = self._fields["sampling.num_steps"].read()
+        except WanlabError:  # what is typed there is no number yet
+            num_steps = self._base.sampling.num_steps
+        num_steps = num_steps if isinstance(num_steps, int) and 0 < num_steps <= _MOST_STEPS else 1
         return {name: [True] * num_steps for name, field in fields.items() if isinstance(field, Mask)}
 
     def _keeps_method(self, part: str) -> bool:
@@ -209,7 +216,11 @@ class SpecForm(widgets.VBox):
             if name in self._fields:
                 self._fields[name].limit(*bounds)
         single = {n for n, f in self._fields.items() if isinstance(f, Words) and len(f.widget.options) < 2}
-        self._hidden = offers.unused | single
+        self._hide(offers.unused | single)
+
+    def _hide(self, names: frozenset[str] | set[str]) -> None:
+        """Show all settings but these, and the groups in which something is left."""
+        self._hidden = frozenset(names)
         for name, row in self._rows.items():
             row.layout.display = "none" if name in self._hidden else None
         for part, group in self._groups.items():

@@ -18,6 +18,7 @@ from IPython.display import HTML, display
 
 from wanlab import catalog, notebook, runs
 from wanlab.errors import WanlabError
+from wanlab.inline import ellipsis
 from wanlab.spec import GenerationSpec
 from wanlab.widgets._activity import Activity
 from wanlab.widgets._arguments import beside_notebook, checked_model, checked_spec
@@ -90,7 +91,9 @@ class GeneratePanel(widgets.VBox):
 
     def _build(self, spec: GenerationSpec) -> None:
         title = html.escape(self._definition.title or self._id)
-        self._head = widgets.HTML(f"{STYLE}<b>{title}</b>")
+        about = html.escape(self._definition.description)
+        self._head = widgets.HTML(f'{STYLE}<b>{title}</b><div class="wanlab-quiet">{about}</div>')
+        self._head.add_class("wanlab-text")
         self._form = SpecForm(spec, None if self._model is None else self._model.offers, self._default)
         self._generate = _button("Generate", "play", "primary", "Make a clip with these settings")
         self._cancel = _button("Cancel", "stop", "warning", "Stop the running clip within one step")
@@ -98,7 +101,7 @@ class GeneratePanel(widgets.VBox):
         self._dice = _button("New seed", "random", "", "Another random seed")
         self._message = widgets.HTML()
         self._activity = Activity(cancel=lambda job: job.cancel())
-        self._history = History(load=self._load_entry, show=self._show_entry)
+        self._history = History(self._default, load=self._load_entry, show=self._show_entry)
         self._inside = widgets.HTML()
         for button, press in (
             (self._generate, self._press),
@@ -114,7 +117,7 @@ class GeneratePanel(widgets.VBox):
         super().__init__(children)
         self.add_class("wanlab-panel")
         self._cancel.disabled = True
-        self._form.on_change(self._check)
+        self._form.on_change(self._changed)
 
     # The spec and the model
 
@@ -257,7 +260,12 @@ class GeneratePanel(widgets.VBox):
     def _show_entry(self, entry: Entry) -> None:
         from wanlab.result import open_result
 
-        self._told(lambda: self._show(open_result(entry.folder)))
+        def show() -> None:
+            self._show(open_result(entry.folder))
+            self._history.fold()
+            self._say("Shown below.")
+
+        self._told(show)
 
     # What the panel says
 
@@ -270,6 +278,11 @@ class GeneratePanel(widgets.VBox):
             act(*arguments)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is said
             self._say(_reason(error), is_error=True)
+
+    def _changed(self) -> None:
+        """What was said is of other settings."""
+        self._say("")
+        self._check()
 
     def _check(self) -> None:
         """Say what is wrong with the form, and let Generate be pressed only when nothing is."""
@@ -303,7 +316,11 @@ class GeneratePanel(widgets.VBox):
         if now - self._looked < _LOOK:
             return
         self._looked = now
-        frames = self._model.preview(denoised)
+        try:
+            frames = self._model.preview(denoised)
+        except Exception as error:  # noqa: BLE001 - hours of work do not end for a picture
+            self._say(f"There is no preview: {_reason(error)}", is_error=True)
+            return
         if frames is not None:
             fps = next((j.spec.size.fps for j in self._jobs if not j.done()), None) or 16.0
             self._latest = frames, fps / max(1, self._model.geometry.frame_stride)
@@ -348,8 +365,10 @@ class GeneratePanel(widgets.VBox):
         if job.status == "done":
             self.result = job.result()
             self._show(self.result)
+            if not self._is_error:
+                self._say("")
         elif job.status == "cancelled":
-            self._say("Cancelled.")
+            self._say(f"Cancelled: {ellipsis(job.spec.text.prompt, 60)} · seed {job.spec.sampling.seed}")
         else:
             self._say(_reason(job.error), is_error=True)
             if job.unsaved is not None:  # the clip is made, and the disk refused it: hours of work, perhaps
@@ -359,7 +378,7 @@ class GeneratePanel(widgets.VBox):
 
     def _refresh_history(self) -> None:
         if self._runs is not None and self._displays:
-            self._history.refresh(self._runs, self._id)
+            self._history.refresh(self._runs)
 
     # Display
 
