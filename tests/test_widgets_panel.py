@@ -195,6 +195,18 @@ def test_stripped_prompts_are_not_kept(model: Any, live: Path) -> None:
     assert "red" not in panel.result.path.name
 
 
+def test_progress_of_the_job_before_is_never_in_sight(model: Any) -> None:
+    panel = GeneratePanel(model, **SPEC)
+    panel._activity._stages.value = "denoise 12.7 s"
+    seen: list[str] = []
+    panel._activity.layout.observe(
+        lambda change: seen.append(panel._activity._stages.value) if change["new"] is None else None, "display"
+    )
+    panel.generate()
+    assert seen
+    assert "12.7" not in seen[0]
+
+
 def test_previews_are_shown_and_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Frames of the estimate at the panel's own pace; afterwards the widget holds no picture."""
     panel = GeneratePanel(wanlab.load("wan_tiny", device="cpu"), num_frames=9, num_steps=3)

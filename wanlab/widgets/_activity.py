@@ -43,7 +43,6 @@ class Activity(widgets.VBox):
         if not jobs:
             self.clear()
             return
-        self.layout.display = None
         progress = jobs[0].progress
         ahead = f", behind {jobs[0].ahead} other" if jobs[0].ahead else ""
         self._bar.value = progress.fraction
@@ -51,6 +50,7 @@ class Activity(widgets.VBox):
         stages = (f"{name} {seconds:.1f} s" for name, seconds, _ in progress.stages if (seconds or 0) >= _WORTH_SAYING)
         self._stages.value = f'<span class="wanlab-quiet">{html.escape(" · ".join(stages))}</span>'
         self._show_queue(list(jobs[1:]))
+        self.layout.display = None  # last, or the times of the job before would be seen for a moment
 
     def _show_queue(self, waiting: list[Job]) -> None:
         if waiting == list(self._rows):
