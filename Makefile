@@ -17,7 +17,7 @@ help:
 	@echo "make demo   generate from wan_tiny through notebooks/quickstart.ipynb; results in $(OUT)"
 	@echo "make test   run the tests (ARGS='-k spec' chooses)"
 	@echo "make browser  drive JupyterLab in Chromium (needs the system's chromium)"
-	@echo "make lab    open JupyterLab on the notebooks"
+	@echo "make lab    open JupyterLab on copies of the notebooks, in runs/lab"
 	@echo "make clean  remove $(VENV)"
 
 install: $(VENV)/.installed
@@ -51,8 +51,10 @@ $(VENV)/.browser: $(VENV)/.installed
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[test,browser]'
 	@touch $@
 
+# On copies of the notebooks: running them in place would write their outputs into files that git follows.
 lab: install
-	$(BIN)/wanlab lab $(ARGS)
+	@mkdir -p runs/lab
+	$(BIN)/wanlab lab runs/lab $(ARGS)
 
 clean:
 	rm -rf $(VENV)

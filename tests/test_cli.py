@@ -146,6 +146,8 @@ def test_methods_are_named_as_in_a_spec(capsys: pytest.CaptureFixture[str]) -> N
         (["generate", "wan_tiny", "--out", "full"], "no run folder"),
         (["generate", "wan_tiny", "--out", "file/x.mp4"], "Nothing can be written"),
         (["generate", "wan_tiny", "--out", "dir.mp4"], "is a folder"),
+        (["generate", "wan_tiny", "--out", "file"], "is no run folder"),
+        (["generate", "wan_tiny", "--out", "old.mp4"], "holds a result already.*--force"),
         (["generate", "wan_tiny", "--spec", "absent.mp4"], "absent.mp4"),
         (["generate", "wan_tiny", "--spec", "flux.json"], "is a spec of flux_dev"),
         (["models", "wan_tny"], "Did you mean 'wan_tiny'"),
@@ -158,6 +160,7 @@ def test_a_mistake_is_one_paragraph(words: list[str], match: str, capsys: pytest
     Path("full/other.txt").touch()
     Path("dir.mp4").mkdir()
     Path("file").touch()
+    Path("old.mp4").touch()
     Path("flux.json").write_text(wanlab.GenerationSpec(model="flux_dev").to_json())
     before = sorted(Path().rglob("*"))
     assert main(words) == 2

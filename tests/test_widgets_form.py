@@ -67,10 +67,10 @@ def test_every_choice_made_by_hand_arrives(model: Any) -> None:
     hand = {
         "text.prompt": "a fox",
         "sampling.seed": "4611686018427387905",
-        "sampling.num_steps": 6,
+        "sampling.num_steps": "6",
         "sampling.sampler": "euler",
         "size.width": "32",
-        "guidance.guidance_scale": 2.5,
+        "guidance.guidance_scale": "2.5",
         "cache.method": "fixed",
         "output.strip_prompt": True,
     }
@@ -97,6 +97,11 @@ def test_every_choice_made_by_hand_arrives(model: Any) -> None:
         ("sampling.seed", "", "is empty"),
         ("sampling.seed", "-1", "Give 0 or more"),
         ("size.width", "many", "cannot be read"),
+        ("sampling.num_steps", "2.5", "whole number"),
+        ("sampling.num_steps", "-3", "Give 1 or more"),
+        ("sampling.num_steps", "abc", "Write a number"),
+        ("guidance.guidance_scale", "3,5", "Write a number"),
+        ("guidance.guidance_scale", "", "is empty"),
         ("size.width", '"96"', "whole number"),
     ],
 )
@@ -161,7 +166,7 @@ def test_folded_groups_say_what_was_changed(model: Any) -> None:
     assert titles["attention"] == "attention"
     assert titles["sampling"] == "sampling"
     assert titles["size"] == "size · width 48, height 32, num_frames 9, fps 16.0"
-    form.field("sampling.flow_shift").widget.value = 7.0
+    form.field("sampling.flow_shift").widget.value = "7.0"
     assert form._groups["sampling"].titles[0] == "sampling · flow_shift 7.0"
     form.field("output.strip_prompt").widget.value = True
     assert form._groups["output"].titles[0] == "output · strip_prompt True"

@@ -85,7 +85,7 @@ def test_runs_are_kept_where_asked_and_shown_in_the_history(model: Any, tmp_path
     assert {entry.folder for entry in found} == {first.path, second.path}
     assert found[0].spec == first.spec
     assert entries(tmp_path / "runs", "another") == []
-    panel._history.refresh(tmp_path / "runs", model.id)
+    panel._history.refresh(tmp_path / "runs")
     assert len(panel._history._box.children) == 2
     panel.spec = model.spec(seed=77)
     panel._load_entry(found[1])
@@ -242,7 +242,7 @@ def test_nothing_large_is_synced(model: Any, tmp_path: Path) -> None:
     panel = GeneratePanel(model, runs=tmp_path, **{**SPEC, "prompt": HOSTILE})
     panel.generate()
     until(lambda: not panel._jobs)
-    panel._history.refresh(tmp_path, model.id)
+    panel._history.refresh(tmp_path)
     state = _states(panel)
     assert sum(len(json.dumps(s, default=repr)) for s in state) < 120_000
     page = "".join(s["value"] for s in state if s["_model_name"] == "HTMLModel")

@@ -247,7 +247,7 @@ def test_foreign_records_do_not_break_the_history(model: Any, tmp_path: Path) ->
     for i, more in enumerate(({"text": "abc", "sampling": None}, {"text": {"prompt": None}}, {})):
         record = runs.RunRecord(id="0" * 12, status="ok", spec={"model": model.id, **more})
         runs.write_run(tmp_path / str(i), record, {})
-    panel._history.refresh(tmp_path, model.id)
+    panel._history.refresh(tmp_path)
     assert len(panel._history._box.children) == 3
     panel._load_entry(entries(tmp_path, model.id)[0])
     assert 'role="alert"' in panel._message.value
@@ -257,14 +257,14 @@ def test_the_history_tells_the_time_anew_and_closes_what_it_drops(model: Any, tm
     record = runs.RunRecord(id="0" * 12, status="ok", spec=model.spec(**SPEC).to_dict(), ended=runs.now())
     runs.write_run(tmp_path / "a", record, {})
     panel = GeneratePanel(model, **SPEC)
-    panel._history.refresh(tmp_path, model.id)
+    panel._history.refresh(tmp_path)
     [row] = panel._history._box.children
     assert "just now" in row.children[1].value
     runs.write_run(tmp_path / "a", record.with_(ended="2020-01-01T00:00:00+00:00"), {})
-    panel._history.refresh(tmp_path, model.id)
+    panel._history.refresh(tmp_path)
     assert "d ago" in row.children[1].value
     shutil.rmtree(tmp_path / "a")
-    panel._history.refresh(tmp_path, model.id)
+    panel._history.refresh(tmp_path)
     assert row.comm is None
 
 

@@ -41,6 +41,8 @@ def run(words: Sequence[str]) -> int:
     definition, spec = request(arguments.words, arguments.spec)
     out = None if arguments.out is None else Path(arguments.out)
     _check_place(out or _RUNS / "new", spec)
+    if out is not None and not arguments.force:
+        _check_free(out)
     with contextlib.closing(ProgressLine()) as line:
         line.begin(f"loading {definition.id}")
         from wanlab.jobs import submit  # torch, only after what can be wrong without it
@@ -62,6 +64,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--out", metavar="PATH", help="x.mp4, x.png (one frame) or a folder with all there is; default: one in runs/"
     )
+    parser.add_argument("--force", action="store_true", help="replace what --out names")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ...; default: a GPU if there is one")
     parser.add_argument("--json", action="store_true", help="print one JSON object: path, run_id, spec_id, seconds")
     return parser
@@ -81,6 +84,12 @@ def _check_place(out: Path, spec: GenerationSpec) -> None:
     nearest = next(folder for folder in out.absolute().parents if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise WanlabError(f"Nothing can be written into {nearest}", remedy="Give another place with --out")
+
+
+def _check_free(out: Path) -> None:
+    """Refuse to replace an earlier result unasked."""
+    if out.is_file() or (out / "run.json").is_file():
+        raise WanlabError(f"{out} holds a result already", remedy="Give another name, or replace it with --force")
 
 
 def _is_empty(path: Path) -> bool:

@@ -49,7 +49,9 @@ def command_line(
     folder: Path, address: str = HERE, *, port: int | None = None, browser: bool = True, extra: Sequence[str] = ()
 ) -> list[str]:
     """What starts JupyterLab; raises WanlabError for arguments that would open it, and where it cannot start."""
-    if folder.exists() and not folder.is_dir():
+    if not folder.exists():
+        raise WanlabError(f"There is no folder {folder}", remedy=f"Make it first: mkdir -p {folder}")
+    if not folder.is_dir():
         raise WanlabError(f"{folder} is a file", remedy="Give the folder that the lab is to show")
     if not address.strip():
         raise WanlabError("--listen is empty", remedy="Give an address of this machine, or 0.0.0.0 for all of them")
@@ -61,6 +63,7 @@ def command_line(
         raise WanlabError(f"JupyterLab is not installed for {sys.executable}", remedy="pip install jupyterlab")
     if hasattr(os, "geteuid") and os.geteuid() == 0 and "--allow-root" not in extra:
         remedy = "Use another account, or, in a container of your own: wanlab lab -- --allow-root"
+        remedy += " (or make lab ARGS='-- --allow-root')"
         raise WanlabError("JupyterLab does not start as root", remedy=remedy)
     line = [sys.executable, "-m", "jupyterlab", f"--ip={address}", f"--ServerApp.root_dir={folder.absolute()}"]
     line.append(f"--LabApp.default_url=/lab/tree/{FIRST}")

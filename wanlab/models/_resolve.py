@@ -107,7 +107,8 @@ def _check(name: str, value: int, step: int, offset: int, largest: int) -> None:
     near = sorted({min(max(n, smallest), largest) for n in (below, below + step)})
     rule = f"a multiple of {step}" if not offset else f"1 more than a multiple of {step}"
     rule = "1" if smallest == largest else f"{rule}, {smallest} to {largest}"
-    raise WanlabError(f"{name} = {value} is not legal: it must be {rule}", choices=near, remedy="The nearest are named")
+    nearest = " or ".join(map(str, near))
+    raise WanlabError(f"{name} = {value} is not legal: it must be {rule}", remedy=f"The nearest: {nearest}")
 
 
 def _refuse_unused(model: Model, spec: GenerationSpec) -> None:

@@ -9,7 +9,6 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,12 +17,13 @@ import torch
 from torch import Tensor
 
 from wanlab import weights
-from wanlab.audio import Audio
 from wanlab.catalog import Definition
 from wanlab.errors import WanlabError
 from wanlab.models._folder import EXPERTS, check_architecture, read_config, read_index
+from wanlab.models._media import Geometry, Media
 from wanlab.models._offers import Offers, offers
 from wanlab.models._parts import ModelPart, Stacks
+from wanlab.models._preview import look
 from wanlab.models._resolve import resolve
 from wanlab.registry import GUIDANCE, SAMPLERS
 from wanlab.sites import NO_CONDITIONS, Branch, Conditions, Handle, RunLock, Stack, StepContext, Streams, skipping
@@ -35,32 +35,7 @@ Check = Callable[[float], None]
 """Called between the parts of a stage with the share (0 to 1) that is done; may raise to stop."""
 START_SIGMA = 0.9
 """Noise level below which pure noise is no start: the network would see more noise than it is told of."""
-_RGB = ("factors", "bias")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(frozen=True)
-class Media:
-    """What a generation shows and plays: frames (T, H, W, 3) uint8, T = 1 for an image."""
-
-    frames: np.ndarray
-    fps: float
-    audio: Audio | None = None
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Legal sizes of a model and how pixels become latents."""
-
-    frame_stride: int
-    """Frames a latent frame stands for; the first one stands for one."""
-    pixel_stride: int
-    """Pixels a latent pixel stands for, along height and width."""
-    pixel_multiple: int
-    """Height and width are multiples of this."""
-    channels: int
-    max_pixels: int
-    max_frames: int
 
 
 class Model(abc.ABC):
@@ -371,13 +346,8 @@ class Model(abc.ABC):
 
         None where the definition has no `latent_rgb`. One small copy from the device; about 1 ms.
         """
-        later = self.constants.get("latent_rgb")
-        if later is None:
-            return None
-        first = later.get("first", later)
-        rgb = torch.cat([_to_rgb(latents[0, :, :1], first), _to_rgb(latents[0, :, 1:], later)])
-        array: np.ndarray = ((rgb + 1) * 127.5).clamp_(0, 255).round_().to(torch.uint8).cpu().numpy()
-        return array
+        maps = self.constants.get("latent_rgb")
+        return None if maps is None else look(latents, maps)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.id!r}, {self.device}, {_word(self.dtype)})"
@@ -398,12 +368,6 @@ def _prompts(spec: GenerationSpec) -> dict[str, str]:
     rule = GUIDANCE.get(spec.guidance.method)(spec.guidance, spec.guidance.bind())
     negative = {"negative_prompt": spec.text.negative_prompt} if rule.needs_negative(spec.sampling.num_steps) else {}
     return {"prompt": spec.text.prompt, **negative}
-
-
-def _to_rgb(latents: Tensor, linear: Mapping[str, Any]) -> Tensor:
-    """Colours (T, h, w, 3) in [-1, 1] of latents (C, T, h, w): `factors` (C, 3) and `bias` (3,)."""
-    factors, bias = (torch.tensor(linear[key], dtype=torch.float32, device=latents.device) for key in _RGB)
-    return torch.einsum("cthw,cr->thwr", latents.float(), factors) + bias
 
 
 def _concrete_dtype(word: str, device: torch.device) -> torch.dtype:

@@ -10,18 +10,14 @@ from wanlab.notebook import is_live
 from wanlab.result import Result
 from wanlab.study.side_by_side import Comparison
 from wanlab.study.side_by_side import compare as checked
+from wanlab.widgets._style import HIDE_LOST
 
 if TYPE_CHECKING:
     from wanlab.widgets._player import Player
 
+
 # A reopened notebook has no model for the player, and JupyterLab 4.6 says so in the output after the video: an output
 # of text alone, where a live player is an element. Only a trusted notebook keeps this rule; in others the line stays.
-_HIDE_LOST = (
-    ".jp-OutputArea-child:has(.wanlab-static) + .jp-OutputArea-child"
-    ":not(:has(.jp-OutputArea-output > *)) { display: none }"  # "Loading widget...", "Error displaying widget"
-)
-
-
 class Compare(Comparison):
     """What `wanlab.compare` returns: a `Comparison` that a live notebook shows as synchronised players and a table.
 
@@ -41,7 +37,7 @@ class Compare(Comparison):
             raise NotImplementedError  # IPython then shows _repr_html_
         from IPython.display import display
 
-        style = f"<style>{_HIDE_LOST}</style>"
+        style = f"<style>{HIDE_LOST}</style>"
         static = f'<div class="wanlab-static wanlab-static-{self.player.key}">{style}{self._video_html()}</div>'
         self.player.send_media()
         _show(static, repr(self))

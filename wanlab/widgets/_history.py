@@ -20,6 +20,7 @@ from wanlab.details import in_words
 from wanlab.errors import WanlabError
 from wanlab.inline import ellipsis
 from wanlab.spec import GenerationSpec
+from wanlab.widgets._buttons import button
 from wanlab.widgets._closing import close
 
 _SHOWN = 8  # entries in sight, and more with each press of "More"
@@ -69,8 +70,8 @@ class History(widgets.VBox):
 
     def __init__(self, default: GenerationSpec, load: Callable[[Entry], None], show: Callable[[Entry], None]) -> None:
         self._default, self._load, self._show = default, load, show
-        self._num, self._root, self._model_id = _SHOWN, Path(), default.model
-        self._more = _button("More", "Show older runs", self._show_more)
+        self._num, self._root, self._of = _SHOWN, Path(), default.model
+        self._more = button("More", "Show older runs", self._show_more)
         self._rows: dict[tuple[Path, str], Any] = {}
         self._lock = threading.Lock()
         self._box = widgets.VBox()
@@ -90,7 +91,7 @@ class History(widgets.VBox):
         """Read the folder again; from any thread."""
         with self._lock:
             self._root = root
-            found = entries(root, self._model_id)
+            found = entries(root, self._of)
             shown = {(entry.folder, entry.record.status): entry for entry in found[: self._num]}
             earlier, self._rows = self._rows, {key: self._rows.get(key) or self._row(e) for key, e in shown.items()}
             for key, row in self._rows.items():
@@ -104,10 +105,10 @@ class History(widgets.VBox):
             self.layout.display = None if found else "none"
 
     def _row(self, entry: Entry) -> Any:
-        load = _button("Load settings", "Put the settings of this run into the form", lambda: self._load(entry))
+        load = button("Load settings", "Put the settings of this run into the form", lambda: self._load(entry))
         buttons = [load]
         if entry.record.status == "ok":
-            buttons.append(_button("Show", "Show its result again", lambda: self._show(entry)))
+            buttons.append(button("Show", "Show its result again", lambda: self._show(entry)))
         text = widgets.HTML(layout={"flex": "1 1 180px"})
         text.add_class("wanlab-text")
         box = widgets.Box(
@@ -115,12 +116,6 @@ class History(widgets.VBox):
         )
         box.add_class("wanlab-entry")
         return box
-
-
-def _button(text: str, tooltip: str, press: Callable[[], None]) -> Any:
-    button = widgets.Button(description=text, tooltip=tooltip, layout={"width": "auto"})
-    button.on_click(lambda _: press())
-    return button
 
 
 def _label(entry: Entry, default: GenerationSpec) -> str:

@@ -25,7 +25,7 @@ def keep_settings(workspace: Workspace, model_id: str, spec: GenerationSpec) -> 
 
 
 def settings_or_why(workspace: Workspace, model_id: str, bind: bool) -> tuple[GenerationSpec | None, str]:
-    """The last settings, or None and the reason why those that are there cannot be used.
+    """The last settings, or None, and a sentence for the user: that they are his, or why they cannot be used.
 
     bind: check the options of methods too, which imports the methods and so torch.
     """
@@ -37,4 +37,4 @@ def settings_or_why(workspace: Workspace, model_id: str, bind: bool) -> tuple[Ge
         return None, f"The last settings are not used: {error}"
     if spec is not None and spec.model != model_id:
         return None, f"The last settings are not used: they are of model {spec.model!r}."
-    return spec, ""
+    return spec, "" if spec is None else "Your last settings of this model. Defaults brings back the model's own."

@@ -1,4 +1,17 @@
-"""The few rules that the panels add to ipywidgets' own; colours are the theme's."""
+"""The few rules that the panels add to ipywidgets' own, colours are the theme's; and what stays of a widget that is
+gone."""
+
+from __future__ import annotations
+
+import html
+
+HIDE_LOST = (  # "Loading widget...", "Error displaying widget": JupyterLab's lines for a widget without its kernel
+    ".jp-OutputArea-child:has(.wanlab-static) + .jp-OutputArea-child"
+    ":not(:has(.jp-OutputArea-output > *)) { display: none }"
+)
+_HIDE_STAND_IN = (
+    ".jp-OutputArea-child:has(.wanlab-stand-in):has(+ .jp-OutputArea-child .jp-OutputArea-output > *) { display: none }"
+)
 
 STYLE = """<style>
 .wanlab-panel { padding: 4px 2px; }
@@ -18,3 +31,9 @@ STYLE = """<style>
 .wanlab-panel .jupyter-widget-Collapse-header {
   color: var(--jp-ui-font-color1, #222); font-size: var(--jp-ui-font-size1, 13px); padding: 4px 8px; }
 </style>"""
+
+
+def stand_in(text: str) -> str:
+    """HTML to display before a widget: seen only where the widget is not, as in a notebook without its kernel."""
+    style = f"<style>{HIDE_LOST} {_HIDE_STAND_IN}</style>"
+    return f'<div class="wanlab-static wanlab-stand-in">{style}<small>{html.escape(text)}</small></div>'

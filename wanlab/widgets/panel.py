@@ -22,9 +22,11 @@ from wanlab.inline import ellipsis
 from wanlab.spec import GenerationSpec
 from wanlab.widgets._activity import Activity
 from wanlab.widgets._arguments import beside_notebook, checked_model, checked_spec
+from wanlab.widgets._buttons import button
 from wanlab.widgets._history import Entry, History
+from wanlab.widgets._message import Message, reason
 from wanlab.widgets._settings import keep_settings, settings_or_why
-from wanlab.widgets._style import STYLE
+from wanlab.widgets._style import STYLE, stand_in
 from wanlab.widgets.form import SpecForm
 from wanlab.workspace import find_workspace
 
@@ -70,10 +72,10 @@ class GeneratePanel(widgets.VBox):
         self._loader: threading.Thread | None = None
         self._looked = 0.0
         self._latest: tuple[Any, float] | None = None
-        self._displays: list[Any] = []
+        self._displays: dict[str, Any] = {}  # by cell
         first, self._note = self._first_spec(spec, restore, changes)
         self._build(first)
-        self._say(self._note)
+        self._message.say(self._note)
         self._check()
 
     def _first_spec(
@@ -84,9 +86,9 @@ class GeneratePanel(widgets.VBox):
             return checked_spec(spec, self._definition).with_(**changes), ""
         if restore is None:
             restore = notebook.is_live() and not changes
-        last, note = settings_or_why(self._workspace, self._id, bind=self._model is not None) if restore else (None, "")
-        if last is not None:
-            note = "Your last settings of this model. Defaults brings back the model's own."
+        if not restore:
+            return self._default.with_(**changes), ""
+        last, note = settings_or_why(self._workspace, self._id, bind=self._model is not None)
         return (last or self._default).with_(**changes), note
 
     def _build(self, spec: GenerationSpec) -> None:
@@ -95,21 +97,24 @@ class GeneratePanel(widgets.VBox):
         self._head = widgets.HTML(f'{STYLE}<b>{title}</b><div class="wanlab-quiet">{about}</div>')
         self._head.add_class("wanlab-text")
         self._form = SpecForm(spec, None if self._model is None else self._model.offers, self._default)
-        self._generate = _button("Generate", "play", "primary", "Make a clip with these settings")
-        self._cancel = _button("Cancel", "stop", "warning", "Stop the running clip within one step")
-        self._defaults = _button("Defaults", "undo", "", "The model's own settings; the prompt stays")
-        self._dice = _button("New seed", "random", "", "Another random seed")
-        self._message = widgets.HTML()
+        self._generate = button(
+            "Generate", "Make a clip with these settings", functools.partial(self._told, self._press), "play", "primary"
+        )
+        self._cancel = button(
+            "Cancel",
+            "Stop the running clip within one step",
+            functools.partial(self._told, self.cancel),
+            "stop",
+            "warning",
+        )
+        self._dice = button("New seed", "Another random seed", functools.partial(self._told, self._new_seed), "random")
+        self._defaults = button(
+            "Defaults", "The model's own settings; the prompt stays", functools.partial(self._told, self._reset), "undo"
+        )
+        self._message = Message()
         self._activity = Activity(cancel=lambda job: job.cancel())
         self._history = History(self._default, load=self._load_entry, show=self._show_entry)
         self._inside = widgets.HTML()
-        for button, press in (
-            (self._generate, self._press),
-            (self._cancel, self.cancel),
-            (self._defaults, self._reset),
-            (self._dice, self._new_seed),
-        ):
-            button.on_click(functools.partial(self._clicked, press))
         buttons = widgets.Box(
             [self._generate, self._cancel, self._dice, self._defaults], layout={"flex_flow": "row wrap"}
         )
@@ -153,17 +158,17 @@ class GeneratePanel(widgets.VBox):
         if catalog.on_disk(self._definition, self._workspace) is None:
             repo = self._definition.weights.repo
             how = f"Generate downloads {repo} first." if repo else "Its folder is missing."
-            self._say(f"The weights of {self._id} are not on this machine. {how}")
+            self._message.say(f"The weights of {self._id} are not on this machine. {how}")
             return
-        self._say(f"Loading {self._id} ...")
+        self._message.say(f"Loading {self._id} ...")
         self._loader = threading.Thread(target=self._try_to_load, name=f"wanlab-load-{self._id}", daemon=True)
         self._loader.start()
 
     def _try_to_load(self) -> None:
         try:
             self._told(lambda: self.model)
-            if not self._is_error:
-                self._say(self._note)
+            if not self._message.is_error:
+                self._message.say(self._note)
         finally:
             self._loader = None
 
@@ -210,7 +215,7 @@ class GeneratePanel(widgets.VBox):
             job.cancel()
 
     def _press(self) -> None:
-        self._say("")  # not after the start: a job that fails at once says so
+        self._message.say("")  # not after the start: a job that fails at once says so
         self._told(self._keep_and_submit)
 
     def _keep_and_submit(self) -> None:
@@ -219,13 +224,13 @@ class GeneratePanel(widgets.VBox):
             try:
                 keep_settings(self._workspace, self._id, spec)
             except WanlabError as error:
-                self._say(f"These settings will not come back after a restart: {error}", is_error=True)
+                self._message.say(f"These settings will not come back after a restart: {error}", is_error=True)
         if self._model is not None or not is_live:
             self._submit(spec)
             return
         self._starting = self._generate.disabled = True
-        if not self._is_error:
-            self._say(f"Loading {self._id} ...")
+        if not self._message.is_error:
+            self._message.say(f"Loading {self._id} ...")
         threading.Thread(target=self._load_and_submit, args=(spec,), name="wanlab-start", daemon=True).start()
 
     def _load_and_submit(self, spec: GenerationSpec) -> None:
@@ -233,8 +238,8 @@ class GeneratePanel(widgets.VBox):
 
         def start() -> None:
             _ = self.model
-            if not self._is_error:
-                self._say("")
+            if not self._message.is_error:
+                self._message.say("")
             self._submit(spec)
 
         try:
@@ -254,8 +259,8 @@ class GeneratePanel(widgets.VBox):
 
     def _fill(self, entry: Entry) -> None:
         self.spec = entry.spec
-        if not self._is_error:
-            self._say("Settings loaded.")
+        if not self._message.is_error:
+            self._message.say("Settings loaded.")
 
     def _show_entry(self, entry: Entry) -> None:
         from wanlab.result import open_result
@@ -263,25 +268,22 @@ class GeneratePanel(widgets.VBox):
         def show() -> None:
             self._show(open_result(entry.folder))
             self._history.fold()
-            self._say("Shown below.")
+            self._message.say("Shown below.")
 
         self._told(show)
 
     # What the panel says
-
-    def _clicked(self, press: Callable[[], None], _: Any) -> None:
-        self._told(press)
 
     def _told(self, act: Callable[..., Any], *arguments: Any) -> None:
         """Do something for a click or in a thread, where nobody would see an error: the panel says it."""
         try:
             act(*arguments)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is said
-            self._say(_reason(error), is_error=True)
+            self._message.say(reason(error), is_error=True)
 
     def _changed(self) -> None:
         """What was said is of other settings."""
-        self._say("")
+        self._message.say("")
         self._check()
 
     def _check(self) -> None:
@@ -289,9 +291,9 @@ class GeneratePanel(widgets.VBox):
         problem = self._problem()
         self._generate.disabled = bool(problem) or self._starting
         if problem:
-            self._say(problem, is_error=True)
-        elif self._is_error:
-            self._say("")
+            self._message.say(problem, is_error=True)
+        elif self._message.is_error:
+            self._message.say("")
 
     def _problem(self) -> str:
         """What is wrong with the form; empty if nothing is."""
@@ -305,11 +307,6 @@ class GeneratePanel(widgets.VBox):
             return str(error)
         return ""
 
-    def _say(self, text: str, is_error: bool = False) -> None:
-        self._is_error = is_error
-        role, kind = ("alert", "wanlab-error") if is_error else ("status", "wanlab-quiet")
-        self._message.value = f'<div role="{role}" class="{kind}">{html.escape(text)}</div>' if text else ""
-
     def _look_at_step(self, step: int, sigma: float, latents: Any, denoised: Any) -> None:
         """Keep a preview of the estimate, in the worker's thread; the ticker shows it."""
         now = time.monotonic()
@@ -319,7 +316,7 @@ class GeneratePanel(widgets.VBox):
         try:
             frames = self._model.preview(denoised)
         except Exception as error:  # noqa: BLE001 - hours of work do not end for a picture
-            self._say(f"There is no preview: {_reason(error)}", is_error=True)
+            self._message.say(f"There is no preview: {reason(error)}", is_error=True)
             return
         if frames is not None:
             fps = next((j.spec.size.fps for j in self._jobs if not j.done()), None) or 16.0
@@ -365,15 +362,15 @@ class GeneratePanel(widgets.VBox):
         if job.status == "done":
             self.result = job.result()
             self._show(self.result)
-            if not self._is_error:
-                self._say("")
+            if not self._message.is_error:
+                self._message.say("")
         elif job.status == "cancelled":
-            self._say(f"Cancelled: {ellipsis(job.spec.text.prompt, 60)} · seed {job.spec.sampling.seed}")
+            self._message.say(f"Cancelled: {ellipsis(job.spec.text.prompt, 60)} · seed {job.spec.sampling.seed}")
         else:
-            self._say(_reason(job.error), is_error=True)
+            self._message.say(reason(job.error), is_error=True)
             if job.unsaved is not None:  # the clip is made, and the disk refused it: hours of work, perhaps
                 self.result = job.unsaved
-                self._say(f"{_reason(job.error)} The clip is panel.result: .save(path) keeps it.", is_error=True)
+                self._message.say(f"{reason(job.error)} The clip is panel.result: .save(path) keeps it.", is_error=True)
                 self._show(job.unsaved)
 
     def _refresh_history(self) -> None:
@@ -388,31 +385,19 @@ class GeneratePanel(widgets.VBox):
             self._inside.value = result.show(embed=True)._repr_html_() if notebook.is_live() else ""
             return
         page = HTML(result._repr_html_())
-        for handle in self._displays:
+        for handle in self._displays.values():
             handle.update(page)
 
     def _ipython_display_(self) -> None:
         if not notebook.is_live():
-            display(HTML(self._static()))
+            display(HTML(f"<pre>{html.escape(f'{self!r}{chr(10)}{self.spec!r}')}</pre>"))
             return
+        display(HTML(stand_in(f"The panel of {self._id} needs its kernel: run this cell.")))
         display(super()._repr_mimebundle_(), raw=True)
         earlier = HTML("") if self.result is None else HTML(self.result._repr_html_())
-        self._displays.append(display(earlier, display_id=True))
+        self._displays[notebook.running_cell()[0]] = display(earlier, display_id=True)
         self._told(self._refresh_history)
         self._load_in_background()
 
-    def _static(self) -> str:
-        """What a headless run shows of the panel."""
-        return f"<pre>{html.escape(repr(self))}\n{html.escape(repr(self.spec))}</pre>"
-
     def __repr__(self) -> str:
         return f"GeneratePanel({self._id!r}, {len(self._jobs)} running or queued)"
-
-
-def _button(text: str, icon: str, style: str, tooltip: str) -> Any:
-    return widgets.Button(description=text, icon=icon, button_style=style, tooltip=tooltip, layout={"width": "auto"})
-
-
-def _reason(error: BaseException) -> str:
-    """What went wrong, in one paragraph."""
-    return str(error) if isinstance(error, WanlabError) else f"{type(error).__name__}: {error}"

@@ -11,7 +11,7 @@ from IPython.display import HTML, display
 
 from wanlab import catalog, notebook
 from wanlab.errors import unknown
-from wanlab.widgets._style import STYLE
+from wanlab.widgets._style import STYLE, stand_in
 from wanlab.workspace import Workspace, find_workspace
 
 _ALL = "all families"
@@ -79,6 +79,7 @@ class ModelPicker(widgets.VBox):
 
     def _ipython_display_(self) -> None:
         if notebook.is_live():
+            display(HTML(stand_in("The picker of models needs its kernel: run this cell.")))
             display(super()._repr_mimebundle_(), raw=True)
         else:
             display(HTML(catalog.catalogue(self._workspace)._repr_html_()))
