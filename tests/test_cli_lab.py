@@ -92,6 +92,10 @@ def test_missing_notebooks_are_copied_and_none_is_overwritten(tmp_path: Path) ->
 def test_listening_to_others_is_said(
     tmp_path: Path, executed: list[list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    assert main(["lab", str(tmp_path / "typo"), "--no-browser"]) == 2
+    assert "There is no folder" in capsys.readouterr().err
+    assert not (tmp_path / "typo").exists()
+    (tmp_path / "new").mkdir()
     main(["lab", str(tmp_path / "new"), "--no-browser"])
     out, err = capsys.readouterr()
     assert err == ""
@@ -134,6 +138,7 @@ def status(address: str) -> int:
 
 @pytest.mark.skipif(not Path("/proc/net/tcp").is_file(), reason="reads Linux's table of sockets")
 def test_a_real_lab_answers_only_here_and_only_with_its_token(tmp_path: Path) -> None:
+    (tmp_path / "lab").mkdir()
     environment = {key: value for key, value in os.environ.items() if not key.startswith("JUPYTER_")}
     environment |= {"HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT), "NO_PROXY": "*"}
     words = ["lab", str(tmp_path / "lab"), "--port", "0", "--no-browser", "--", "--allow-root"]

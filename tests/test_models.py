@@ -276,10 +276,10 @@ def test_other_real_components_on_meta(name: str, component: str, millions: floa
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"width": 50}, "Choices: 48, 64"),
-        ({"height": 8}, "Choices: 16"),
-        ({"num_frames": 10}, "Choices: 9, 13"),
-        ({"num_frames": 4000}, "Choices: 125"),
+        ({"width": 50}, "nearest: 48 or 64"),
+        ({"height": 8}, "nearest: 16"),
+        ({"num_frames": 10}, "nearest: 9 or 13"),
+        ({"num_frames": 4000}, "nearest: 125"),
         ({"max_text_tokens": 513}, "max_text_tokens"),
         ({"dtype": "bfloat16"}, r"wanlab.load\(..., dtype='bfloat16'\)"),
         ({"vae_dtype": "float16"}, "vae_dtype"),
