@@ -91,7 +91,7 @@ def test_cancel_ends_within_a_step_and_a_second(session: Lab) -> None:
     step = _step_seconds(panel(session))
     begin = time.monotonic()
     press(session, "Cancel")
-    panel(session).get_by_text("Cancelled.").wait_for()
+    panel(session).get_by_text("Cancelled: a red circle").wait_for()
     seconds = time.monotonic() - begin
     assert seconds < step + 1, f"{seconds:.2f} s with steps of {step:.2f} s"
     panel(session).get_by_role("button", name="Generate").wait_for()

@@ -254,7 +254,7 @@ def _defaults(record: type[Part]) -> dict[str, Any]:
 
 def _row(field: Field, wide: bool = False) -> Any:
     """The input and its help beside it, below it where the page is narrow."""
-    field.note.layout.flex = "1 1 100%" if wide else "1 1 240px"
+    field.note.layout.flex = "1 1 100%" if wide else "1 1 180px"
     row = widgets.Box([field.widget, field.note], layout={"flex_flow": "row wrap", "align_items": "center"})
     row.add_class("wanlab-wide" if wide else "wanlab-row")
     return row
