@@ -203,6 +203,15 @@ def missing_files(definition: Definition, folder: Path) -> list[str]:
     return missing
 
 
+def nearest_folder(definition: Definition, workspace: Workspace | None = None) -> tuple[Path | None, list[str]]:
+    """The folder that lacks the fewest of a model's files, and those; None and all files where none holds any."""
+    best: tuple[Path | None, list[str]] = None, list(definition.weights.files or ("model_index.json",))
+    for place in candidates(definition, workspace):
+        if place.is_dir() and len(missing := missing_files(definition, place)) < len(best[1]):
+            best = place, missing
+    return best
+
+
 def _missing_shards(place: Path) -> list[Path]:
     """Files that a component's folder needs and lacks, because of what its indexes and its shards are called."""
     indexes = [file for file in place.glob("*.safetensors.index.json") if file.is_file()]

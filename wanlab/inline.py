@@ -112,11 +112,11 @@ def embedded(frames: Frames, fps: float, title: str, audio: Audio | None = None)
     return _image_tag(frames[0], poster(frames), title, _SHOWN_HEIGHT), problem
 
 
-def poster(frames: Frames) -> str:
-    """The middle frame as a small JPEG inside an address."""
+def poster(frames: Frames, most: tuple[int, int] = (2 * _SHOWN_SIDE, _PROXY_HEIGHT)) -> str:
+    """The middle frame as a small JPEG inside an address; `most` pixels in width and height."""
     file = io.BytesIO()
     picture = Image.fromarray(frames[len(frames) // 2])
-    picture.thumbnail((2 * _SHOWN_SIDE, _PROXY_HEIGHT), Image.Resampling.BILINEAR)
+    picture.thumbnail(most, Image.Resampling.BILINEAR)
     picture.save(file, "jpeg", quality=70)
     return _source("image/jpeg", file.getvalue())
 

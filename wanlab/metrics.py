@@ -27,8 +27,7 @@ Array = np.ndarray[Any, Any]
 
 def psnr(a: Array, b: Array) -> float:
     """Peak signal to noise ratio in dB from one mean squared error over the whole clip; inf for equal clips."""
-    mse = float(np.mean(_squared_error(a, b)))
-    return float("inf") if mse == 0 else 10 * float(np.log10(_PEAK**2 / mse))
+    return frame_distances(a, b).clip_psnr
 
 
 def psnr_per_frame(a: Array, b: Array) -> Array:
@@ -36,21 +35,36 @@ def psnr_per_frame(a: Array, b: Array) -> Array:
 
     Source: `calculate_psnr` of VideoSys' common_metrics_on_video_quality.
     """
-    mse = np.mean(_squared_error(a, b), axis=(1, 2, 3))
-    with np.errstate(divide="ignore"):
-        return np.where(mse < 1e-10, EQUAL_FRAME, 10 * np.log10(_PEAK**2 / mse))
+    return frame_distances(a, b).finite_psnr
 
 
 @dataclass(frozen=True, eq=False)
 class FrameDistances:
-    """How far one clip is from another, frame by frame; each is (T,) float64."""
+    """How far one clip is from another, frame by frame; each is (T,) float64 and exact but for the last bits."""
 
-    psnr: Array
-    """dB; inf for an equal frame."""
+    mse: Array
+    """Mean squared error in 8-bit levels squared, over pixels and channels."""
     mean_abs_diff: Array
     """8-bit levels, over pixels and channels."""
     max_abs_diff: Array
     """8-bit levels, of any pixel and channel."""
+
+    @property
+    def psnr(self) -> Array:
+        """dB; inf for an equal frame."""
+        with np.errstate(divide="ignore"):
+            return np.asarray(10 * np.log10(_PEAK**2 / self.mse))
+
+    @property
+    def finite_psnr(self) -> Array:
+        """dB; 100 for an equal frame."""
+        return np.where(self.mse > 0, self.psnr, EQUAL_FRAME)
+
+    @property
+    def clip_psnr(self) -> float:
+        """dB, from the mean of all errors; inf for equal clips."""
+        mse = float(self.mse.mean())
+        return float("inf") if mse == 0 else 10 * float(np.log10(_PEAK**2 / mse))
 
 
 def frame_distances(a: Array, b: Array) -> FrameDistances:
@@ -59,9 +73,7 @@ def frame_distances(a: Array, b: Array) -> FrameDistances:
     levels = np.arange(256.0)
     counts = np.stack([np.bincount(abs_diff(x, y).ravel(), minlength=256) for x, y in zip(a, b, strict=True)])
     shares = counts / a[0].size
-    with np.errstate(divide="ignore"):
-        psnr = 10 * np.log10(_PEAK**2 / (shares @ levels**2))
-    return FrameDistances(psnr, shares @ levels, 255.0 - np.argmax(counts[:, ::-1] > 0, axis=1))
+    return FrameDistances(shares @ levels**2, shares @ levels, 255.0 - np.argmax(counts[:, ::-1] > 0, axis=1))
 
 
 def ssim(a: Array, b: Array) -> float:
@@ -78,8 +90,7 @@ def ssim(a: Array, b: Array) -> float:
 
 def max_abs_diff(a: Array, b: Array) -> int:
     """The largest difference of any pixel, in 8-bit levels; 0 for equal clips."""
-    _check(a, b)
-    return int(np.max(np.abs(a.astype(np.int16) - b.astype(np.int16))))
+    return int(frame_distances(a, b).max_abs_diff.max())
 
 
 def abs_diff(a: Array, b: Array) -> Array:
@@ -100,11 +111,6 @@ def _check(a: Array, b: Array) -> None:
             f"Two clips of the same (frames, height, width, 3) are needed, got {tuple(a.shape)} and {tuple(b.shape)}",
             remedy="Generate both with the same width, height and num_frames.",
         )
-
-
-def _squared_error(a: Array, b: Array) -> Array:
-    _check(a, b)
-    return (a.astype(np.float32) - b.astype(np.float32)) ** 2
 
 
 def _ssim_of_frame(x: Array, y: Array) -> float:

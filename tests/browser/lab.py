@@ -209,6 +209,11 @@ class Lab:
         """All outputs of all code cells."""
         return self.panel.locator(".jp-OutputArea-output")
 
+    @property
+    def shown(self) -> Locator:
+        """All outputs and texts that can be seen."""
+        return self.panel.locator(".jp-OutputArea-output:visible, .jp-MarkdownOutput:visible")
+
     def index(self, text: str) -> int:
         """The first cell whose source contains this text."""
         sources = [cell["source"] for cell in self.cells()]

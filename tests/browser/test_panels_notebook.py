@@ -29,10 +29,6 @@ def panels(context: Any, server: Server, repository: Path) -> Iterator[Lab]:
     lab.page.close()
 
 
-def outputs(lab: Lab) -> Any:
-    return lab.panel.locator(".jp-OutputArea-output:visible, .jp-MarkdownOutput:visible")
-
-
 def test_runs(panels: Lab) -> None:
     panels.assert_no_errors()
     panels.wait_videos(1)
@@ -51,8 +47,8 @@ def test_nothing_overlaps_is_cut_or_pale(panels: Lab, screenshot: Screenshots, t
     panels.resize(width)
     panels.freeze(1.0)
     screenshot(f"panels-{theme}-{width}", panels)
-    assert layout.problems(outputs(panels)) == []
-    assert layout.pale(outputs(panels)) == []
+    assert layout.problems(panels.shown) == []
+    assert layout.pale(panels.shown) == []
 
 
 def test_reopened_without_a_kernel(panels: Lab, lab: Lab, screenshot: Screenshots) -> None:

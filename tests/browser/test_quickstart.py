@@ -31,10 +31,6 @@ def quickstart(context: Any, server: Server, repository: Path) -> Iterator[Lab]:
     lab.page.close()
 
 
-def outputs(lab: Lab) -> Any:
-    return lab.panel.locator(".jp-OutputArea-output, .jp-MarkdownOutput")
-
-
 def nothing_ran(lab: Lab) -> bool:
     """Whether no script of an output ran, once all its pictures are loaded or have failed to."""
     lab.until("() => [...document.querySelectorAll('.jp-OutputArea-output img')].every(image => image.complete)")
@@ -105,5 +101,5 @@ def test_nothing_overlaps_is_cut_or_pale(quickstart: Lab, screenshot: Screenshot
     quickstart.resize(width)
     quickstart.freeze(1.0)
     screenshot(f"quickstart-{theme}-{width}", quickstart)
-    assert layout.problems(outputs(quickstart)) == []
-    assert layout.pale(outputs(quickstart)) == []
+    assert layout.problems(quickstart.shown) == []
+    assert layout.pale(quickstart.shown) == []

@@ -35,9 +35,9 @@ def overview() -> list[dict[str, Any]]:
     rows = []
     for row in catalog.catalogue():
         definition = catalog.find(row.id)
-        folder, missing = _nearest(definition)
+        folder, missing = catalog.nearest_folder(definition)
         remedy = row.remedy and _remedy(definition)
-        rows.append({**row.model_dump(), "remedy": remedy, "folder": folder, "missing": missing})
+        rows.append({**row.model_dump(), "remedy": remedy, "folder": folder and str(folder), "missing": missing})
     return rows
 
 
@@ -63,18 +63,6 @@ def details(what: str) -> dict[str, Any]:
         "constants": sorted(definition.constants),
         "sources": definition.sources,
     }
-
-
-def _nearest(definition: Any) -> tuple[str | None, list[str]]:
-    """The folder that lacks the fewest files and what it lacks; None and all files where none of them is anywhere."""
-    from wanlab import catalog
-
-    files = list(definition.weights.files or ("model_index.json",))
-    best: tuple[str | None, list[str]] = None, files
-    for place in catalog.candidates(definition):
-        if place.is_dir() and len(missing := catalog.missing_files(definition, place)) < len(best[1]):
-            best = str(place), missing
-    return best
 
 
 def _remedy(definition: Any) -> str:

@@ -51,8 +51,6 @@ class Model(abc.ABC):
     accepts: ClassVar[tuple[str, ...]] = ()
     """Leaves of the spec's media part that this family uses."""
     max_text_tokens: ClassVar[int] = 512
-    unused_settings: frozenset[str] = frozenset()
-    """Settings by dotted name that this family refuses to change, besides those that no model without the thing has."""
 
     def __init__(self, definition: Definition, folder: Path, device: torch.device, chosen: Any) -> None:
         self.definition = definition
@@ -136,6 +134,11 @@ class Model(abc.ABC):
     @abc.abstractmethod
     def geometry(self) -> Geometry:
         """Strides and legal sizes, from the configurations alone."""
+
+    @property
+    def unused_settings(self) -> frozenset[str]:
+        """Settings by dotted name that this family refuses to change, besides those that `offers` finds by itself."""
+        return frozenset()
 
     @property
     def takes_guidance(self) -> bool:

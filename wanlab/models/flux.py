@@ -59,8 +59,8 @@ class Flux(Model):
             max_frames=1,
         )
 
-    @functools.cached_property
-    def unused_settings(self) -> frozenset[str]:  # type: ignore[override]
+    @property
+    def unused_settings(self) -> frozenset[str]:
         return frozenset({"sampling.flow_shift"} if "dynamic_shift" in self.constants else ())
 
     @functools.cached_property

@@ -63,14 +63,13 @@ class Comparison:
         return [self._row(i, result) for i, result in enumerate(self.results)]
 
     def _row(self, index: int, result: Result) -> dict[str, Any]:
-        first = self.results[0]
         distances: dict[str, Any] = dict.fromkeys(("psnr", "psnr_frames", "ssim", "max_abs_diff"))
-        if index and result.frames.shape == first.frames.shape:
+        if (found := self.per_frame[index]) is not None:
             distances = {
-                "psnr": metrics.psnr(first.frames, result.frames),
-                "psnr_frames": float(metrics.psnr_per_frame(first.frames, result.frames).mean()),
-                "ssim": metrics.ssim(first.frames, result.frames),
-                "max_abs_diff": metrics.max_abs_diff(first.frames, result.frames),
+                "psnr": found.clip_psnr,
+                "psnr_frames": float(found.finite_psnr.mean()),
+                "ssim": metrics.ssim(self.results[0].frames, result.frames),
+                "max_abs_diff": int(found.max_abs_diff.max()),
             }
         return {
             "label": self.labels[index],

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from wanlab.widgets._player import Player
 
 
-# A reopened notebook has no model for the player, and JupyterLab 4.6 says so in the output after the video: an output
-# of text alone, where a live player is an element. Only a trusted notebook keeps this rule; in others the line stays.
 class Compare(Comparison):
     """What `wanlab.compare` returns: a `Comparison` that a live notebook shows as synchronised players and a table.
 

@@ -61,14 +61,8 @@ class Field:
 
     def limit(self, smallest: int, largest: int, step: int) -> None:
         """Tell the bounds that a model adds; who leaves them is told by the check of the spec."""
-        offset = smallest % step
-        rule = (
-            ""
-            if step == 1
-            else f", a multiple of {step}"
-            if not offset
-            else f", {offset} more than a multiple of {step}"
-        )
+        offset = f"{smallest % step} more than " if smallest % step else ""
+        rule = f", {offset}a multiple of {step}" if step > 1 else ""
         self.explain(f"{self.help.partition(' Here: ')[0]} Here: {smallest} to {largest}{rule}.")
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
-from PIL import Image
 
 from wanlab import runs, video
 from wanlab.details import in_words
 from wanlab.errors import WanlabError
-from wanlab.inline import ellipsis
+from wanlab.inline import ellipsis, poster
 from wanlab.spec import GenerationSpec
 from wanlab.widgets._buttons import button
 from wanlab.widgets._closing import close
@@ -167,7 +164,4 @@ def _thumbnail(entry: Entry) -> str:
         frame = None
     if frame is None:
         return f'<div class="wanlab-blank" {style}></div>'
-    picture, file = Image.fromarray(frame), io.BytesIO()
-    picture.thumbnail((2 * _THUMBNAIL, 2 * _THUMBNAIL))
-    picture.save(file, "jpeg", quality=80)
-    return f'<img {style} alt="" src="data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}">'
+    return f'<img {style} alt="" src="{poster(frame[None], (2 * _THUMBNAIL, 2 * _THUMBNAIL))}">'

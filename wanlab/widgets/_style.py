@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import html
 
-HIDE_LOST = (  # "Loading widget...", "Error displaying widget": JupyterLab's lines for a widget without its kernel
+# In a reopened notebook JupyterLab 4.6 says "Loading widget..." or "Error displaying widget" where a widget was: an
+# output of text alone, where a live one is an element. Only a trusted notebook keeps these rules.
+HIDE_LOST = (
     ".jp-OutputArea-child:has(.wanlab-static) + .jp-OutputArea-child"
     ":not(:has(.jp-OutputArea-output > *)) { display: none }"
 )

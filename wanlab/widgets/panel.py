@@ -390,7 +390,7 @@ class GeneratePanel(widgets.VBox):
 
     def _ipython_display_(self) -> None:
         if not notebook.is_live():
-            display(HTML(f"<pre>{html.escape(f'{self!r}{chr(10)}{self.spec!r}')}</pre>"))
+            display(HTML(f"<p>{html.escape(repr(self))}</p><p>{html.escape(repr(self.spec))}</p>"))
             return
         display(HTML(stand_in(f"The panel of {self._id} needs its kernel: run this cell.")))
         display(super()._repr_mimebundle_(), raw=True)

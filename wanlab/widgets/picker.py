@@ -11,6 +11,7 @@ from IPython.display import HTML, display
 
 from wanlab import catalog, notebook
 from wanlab.errors import unknown
+from wanlab.spec import GenerationSpec
 from wanlab.widgets._style import STYLE, stand_in
 from wanlab.workspace import Workspace, find_workspace
 
@@ -109,23 +110,18 @@ def describe(row: catalog.Row, workspace: Workspace) -> str:
 
 
 def missing(definition: catalog.Definition, workspace: Workspace) -> str:
-    """The files that the fullest of the model's folders lacks; where no folder exists, all of them."""
-    there = [folder for folder in catalog.candidates(definition, workspace) if folder.is_dir()]
-    lacks = [(folder, catalog.missing_files(definition, folder)) for folder in there]
-    if not lacks:
+    """The files that the fullest of the model's folders lacks; where no folder has any, all of them."""
+    folder, files = catalog.nearest_folder(definition, workspace)
+    if folder is None:
         return "all of it"
-    folder, files = min(lacks, key=lambda pair: len(pair[1]))
     more = f" and {len(files) - _FILES} more" if len(files) > _FILES else ""
     return f"{', '.join(files[:_FILES])}{more} in {folder}"
 
 
 def _defaults(definition: catalog.Definition) -> str:
-    """Size, steps and guidance in a line."""
-    size, sampling = definition.spec.get("size", {}), definition.spec.get("sampling", {})
-    words = []
-    if size:
-        frames = size.get("num_frames", 1)
-        words.append(f"{size.get('width')}x{size.get('height')}" + (f", {frames} frames" if frames > 1 else ""))
-    if sampling:
-        words.append(f"{sampling.get('num_steps', '?')} steps of {sampling.get('sampler', 'unipc')}")
-    return "; ".join(words)
+    """Size and steps in a line."""
+    spec = GenerationSpec.of({**definition.spec, "model": definition.id})
+    size, sampling = spec.size, spec.sampling
+    frames = f", {size.num_frames} frames" if (size.num_frames or 1) > 1 else ""
+    shape = f"{size.width}x{size.height}{frames}; " if size.width and size.height else ""
+    return f"{shape}{sampling.num_steps} steps of {sampling.sampler}"
