@@ -144,14 +144,20 @@ def test_every_setting_moves_the_id() -> None:
         "flow_shift": 1, "seed": 1, "sigmas": [1, 0], "expert_boundary": 0.5, "guidance_scale": 1,
         "guidance_scale_2": 1, "batch_branches": True, "on_oom": "retry", "compile_mode": "blocks", "crf": 0,
         "strip_prompt": True, "image": picture, "last_image": picture, "video": picture, "mask": picture,
-        "audio": picture, "references": [picture], "guidance": "cfg_interval",
+        "audio": picture, "references": [picture], "guidance": "cfg_interval", "stored_as": "fp8", "video_2": picture,
+        "mask_2": picture, "pose_video": picture, "face_video": picture, "fit": "pad", "control_scale": [0.5],
+        "control_scale_2": [0.5], "denoising_strength": 0.5, "masking_strength": 0.5, "riflex": "on", "unload": "switch",
     }  # fmt: skip
+    keyframe = spec.with_(keyframes=[picture], keyframe_positions=[0])
+    phases = spec.with_(phase_scales=[5, 1], phase_boundaries=[0.9])
+    pairs = [keyframe, keyframe.with_(keyframe_positions=[-1]), phases, phases.with_(phase_boundaries=[0.8])]
     only_one_value = {"quantisation", "loras"}
-    assert set(changes) | only_one_value >= set(GenerationSpec(model="m").flat()) - {
+    in_pairs = {"keyframes", "keyframe_positions", "phase_scales", "phase_boundaries"}
+    assert set(changes) | only_one_value | in_pairs >= set(GenerationSpec(model="m").flat()) - {
         "cache", "attention", "memory", "window",
     }  # fmt: skip
-    ids = {spec.id, *(spec.with_(**{name: value}).id for name, value in changes.items())}
-    assert len(ids) == len(changes) + 1
+    ids = {spec.id, *(spec.with_(**{name: value}).id for name, value in changes.items()), *(s.id for s in pairs)}
+    assert len(ids) == len(changes) + len(pairs) + 1
 
 
 def test_auto_stays_the_word() -> None:

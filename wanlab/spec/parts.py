@@ -11,7 +11,7 @@ from wanlab.errors import WanlabError
 from wanlab.registry import ATTENTION, CACHES, GUIDANCE, SAMPLERS
 from wanlab.spec.media_ref import MediaRef
 from wanlab.spec.method_part import MethodPart, NameIn
-from wanlab.spec.part import Part
+from wanlab.spec.part import HashDefault, Part
 
 Prompt = Annotated[str, Field(max_length=20_000)]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
@@ -29,6 +29,9 @@ class WeightsSpec(Part):
     """How linear weights are compressed."""
     vae_dtype: DType = "auto"
     """Number format of the VAE; auto as for `dtype`."""
+    stored_as: Annotated[Literal["auto", "float", "int8", "fp8", "gguf"], HashDefault("auto")] = "auto"
+    """Which file of a checkpoint that comes in several is read: 16- or 32-bit floats, int8, fp8 or GGUF blocks. They are
+    expanded to `dtype` while they are read. auto: the first kind that is on this machine, floats first."""
 
 
 class TextSpec(Part):
@@ -52,11 +55,39 @@ class MediaSpec(Part):
     video: MediaRef | None = None
     """Video to continue, edit or follow."""
     mask: MediaRef | None = None
-    """Where `video` may change."""
+    """Where `video` may change: white may, black is kept."""
+    video_2: Annotated[MediaRef | None, HashDefault(None)] = None
+    """Second control video (VACE)."""
+    mask_2: Annotated[MediaRef | None, HashDefault(None)] = None
+    """Where `video_2` may change."""
+    pose_video: Annotated[MediaRef | None, HashDefault(None)] = None
+    """Drawn poses that the person in `image` follows (Animate)."""
+    face_video: Annotated[MediaRef | None, HashDefault(None)] = None
+    """Face crops that the person in `image` follows (Animate)."""
     audio: MediaRef | None = None
     """Speech or music to move to."""
     references: tuple[MediaRef, ...] = ()
     """Pictures of people or things that should appear."""
+    keyframes: Annotated[tuple[MediaRef, ...], HashDefault(())] = ()
+    """Pictures that the video shows at `keyframe_positions`."""
+    keyframe_positions: Annotated[tuple[int, ...], HashDefault(())] = ()
+    """Frame of each keyframe, from 0; negative counts from the end."""
+    fit: Annotated[Literal["crop", "pad", "stretch"], HashDefault("crop")] = "crop"
+    """How media of another shape come to the video's size: crop the edges, pad to the whole picture, or stretch."""
+    control_scale: Annotated[tuple[float, ...], HashDefault((1.0,)), Field(min_length=1)] = (1.0,)
+    """Strength of the control video: one number, or one for each control layer of the network."""
+    control_scale_2: Annotated[tuple[float, ...], HashDefault((1.0,)), Field(min_length=1)] = (1.0,)
+    """Strength of `video_2`, as `control_scale`."""
+
+
+    @model_validator(mode="after")
+    def _check_keyframes(self) -> Self:
+        if len(self.keyframes) != len(self.keyframe_positions):
+            raise WanlabError(
+                f"{len(self.keyframes)} keyframes and {len(self.keyframe_positions)} keyframe_positions",
+                remedy="Give both together, one position for each picture.",
+            )
+        return self
 
 
 class SizeSpec(Part):
@@ -87,6 +118,13 @@ class SamplingSpec(Part):
     """Explicit noise levels, falling from at most 1 to 0, one more than steps; replaces what flow_shift would give."""
     expert_boundary: Fraction | None = None
     """Noise level below which the second expert takes over; None is the model's own."""
+    denoising_strength: Annotated[Fraction, HashDefault(1.0)] = 1.0
+    """How far a given `video` is taken back to noise: 1 is all the way, 0.5 runs the second half of the steps."""
+    masking_strength: Annotated[Fraction, HashDefault(1.0)] = 1.0
+    """Share of the steps during which what `mask` keeps is put back; 1 is all of them."""
+    riflex: Annotated[Literal["off", "on", "auto"], HashDefault("off")] = "off"
+    """RIFLEx: a slower rotary frequency in time, against repetition in clips longer than the model was trained on. auto:
+    for clips of more than 6 seconds."""
 
     @model_validator(mode="after")
     def _check_sigmas(self) -> Self:
@@ -112,8 +150,27 @@ class GuidanceSpec(MethodPart):
     """Strength of the prompt; 1 leaves the prediction as it is and halves the cost under cfg."""
     guidance_scale_2: float | None = None
     """guidance_scale of the second (low-noise) expert; None is the same."""
+    phase_boundaries: Annotated[tuple[Fraction, ...], HashDefault(())] = ()
+    """Falling noise levels at which the guidance scale changes to the next of `phase_scales`."""
+    phase_scales: Annotated[tuple[float, ...], HashDefault(())] = ()
+    """Guidance scales of the phases, one more than boundaries; they replace guidance_scale and guidance_scale_2."""
     batch_branches: bool = False
     """Run the branches as one batch: quicker on a GPU, more memory, results equal to rounding."""
+
+
+    @model_validator(mode="after")
+    def _check_phases(self) -> Self:
+        scales, boundaries = self.phase_scales, self.phase_boundaries
+        if not scales and not boundaries:
+            return self
+        if len(scales) != len(boundaries) + 1:
+            raise WanlabError(
+                f"{len(scales)} phase_scales and {len(boundaries)} phase_boundaries",
+                remedy="Give one scale more than boundaries, e.g. phase_scales=[3.5, 1], phase_boundaries=[0.9].",
+            )
+        if any(a < b for a, b in itertools.pairwise(boundaries)):
+            raise WanlabError("phase_boundaries rise", remedy="Noise falls from 1 to 0: give for example [0.965, 0.8].")
+        return self
 
 
 class CacheSpec(MethodPart):
@@ -142,6 +199,8 @@ class MemorySpec(MethodPart):
 
     method: Annotated[str, NameIn("memory", None, "resident")] = "resident"
     """resident: everything that was used stays on the device."""
+    unload: Annotated[Literal["keep", "switch", "after_use"], HashDefault("keep")] = "keep"
+    """When a network leaves the device: never; when another one is needed; or at the end of the stage that used it."""
     on_oom: Literal["fail", "retry"] = "fail"
     """What to do when memory runs out: fail, or retry with a cheaper way, which the result records."""
 
