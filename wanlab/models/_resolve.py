@@ -113,8 +113,8 @@ def _check(name: str, value: int, step: int, offset: int, largest: int) -> None:
 
 def _refuse_unused(model: Model, spec: GenerationSpec) -> None:
     """Raise for media that this model does not take: an ignored setting is an error."""
-    for name in type(spec.media).model_fields:
-        if getattr(spec.media, name) and name not in model.accepts:
+    for name, field in type(spec.media).model_fields.items():
+        if getattr(spec.media, name) != field.default and name not in model.accepts:
             takes = ", ".join(model.accepts) or "text only"
             raise WanlabError(f"{model.id} takes no {name}", remedy=f"It takes {takes}")
     if spec.text.max_text_tokens is not None and spec.text.max_text_tokens > model.max_text_tokens:

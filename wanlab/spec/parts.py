@@ -30,8 +30,8 @@ class WeightsSpec(Part):
     vae_dtype: DType = "auto"
     """Number format of the VAE; auto as for `dtype`."""
     stored_as: Annotated[Literal["auto", "float", "int8", "fp8", "gguf"], HashDefault("auto")] = "auto"
-    """Which file of a checkpoint that comes in several is read: 16- or 32-bit floats, int8, fp8 or GGUF blocks. They are
-    expanded to `dtype` while they are read. auto: the first kind that is on this machine, floats first."""
+    """Which file of a checkpoint that comes in several is read: 16- or 32-bit floats, int8, fp8 or GGUF blocks. They
+    become `dtype` while they are read. auto: the first kind that is on this machine, floats first."""
 
 
 class TextSpec(Part):
@@ -79,7 +79,6 @@ class MediaSpec(Part):
     control_scale_2: Annotated[tuple[float, ...], HashDefault((1.0,)), Field(min_length=1)] = (1.0,)
     """Strength of `video_2`, as `control_scale`."""
 
-
     @model_validator(mode="after")
     def _check_keyframes(self) -> Self:
         if len(self.keyframes) != len(self.keyframe_positions):
@@ -123,8 +122,8 @@ class SamplingSpec(Part):
     masking_strength: Annotated[Fraction, HashDefault(1.0)] = 1.0
     """Share of the steps during which what `mask` keeps is put back; 1 is all of them."""
     riflex: Annotated[Literal["off", "on", "auto"], HashDefault("off")] = "off"
-    """RIFLEx: a slower rotary frequency in time, against repetition in clips longer than the model was trained on. auto:
-    for clips of more than 6 seconds."""
+    """RIFLEx: a slower rotary frequency in time, against repetition in clips longer than the model was trained on.
+    auto: for clips of more than 6 seconds."""
 
     @model_validator(mode="after")
     def _check_sigmas(self) -> Self:
@@ -156,7 +155,6 @@ class GuidanceSpec(MethodPart):
     """Guidance scales of the phases, one more than boundaries; they replace guidance_scale and guidance_scale_2."""
     batch_branches: bool = False
     """Run the branches as one batch: quicker on a GPU, more memory, results equal to rounding."""
-
 
     @model_validator(mode="after")
     def _check_phases(self) -> Self:
