@@ -32,7 +32,7 @@ class Wan(Model):
     """Text to video by WanTransformer3DModel, UMT5 and AutoencoderKLWan."""
 
     family = "wan"
-    pipeline = "WanPipeline"
+    pipelines = ("WanPipeline",)
 
     @classmethod
     def component_class(cls, component: str) -> Any:
