@@ -34,7 +34,7 @@ def offers(model: Model) -> Offers:
         unused |= {"sampling.expert_boundary", "guidance.guidance_scale_2"}
     if geometry.max_frames == 1:
         unused |= {"size.num_frames", "size.fps"}
-    rules = tuple(n for n in GUIDANCE.names() if GUIDANCE.get(n).tells_network == model.takes_guidance)
+    rules = tuple(n for n in GUIDANCE.names() if not GUIDANCE.get(n).unfit(model))
     pixels = (geometry.pixel_multiple, geometry.max_pixels, geometry.pixel_multiple)
     bounds = {
         "size.width": pixels,
