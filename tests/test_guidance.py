@@ -53,7 +53,7 @@ def texts(batch=2):
     }
 
 
-def rule(name, scale=5.0, second=None, batch_branches=False, phases=((), ()), **options):
+def rule(name, scale=5.0, /, second=None, batch_branches=False, phases=((), ()), **options):
     made = GUIDANCE.get(name)
     part = GuidanceSpec(
         guidance_scale=scale,
