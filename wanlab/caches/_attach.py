@@ -42,7 +42,7 @@ def _checked(model: Any, spec: GenerationSpec) -> Cache | None:
 def _branches(model: Any, spec: GenerationSpec) -> set[str]:
     """Names of the guidance branches that some step of some expert runs, before any batching."""
     rule = GUIDANCE.get(spec.guidance.method)(spec.guidance, spec.guidance.bind())
-    levels = model.sigmas(model.resolve(spec))[:-1].tolist()
+    levels = model.sigmas(spec)[:-1].tolist()
     text: dict[str, dict[str, Any]] = {"prompt": {}, "negative_prompt": {}}
     clock = (
         StepContext(i, len(levels), sigma, expert=name)

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from wanlab.models.base import Model
     from wanlab.spec import GenerationSpec
 
+STRENGTHS = ("denoising_strength", "masking_strength")
+"""Settings that only models which start from a video follow."""
+
 
 def resolve(model: Model, spec: GenerationSpec) -> GenerationSpec:
     """The concrete spec. Raises WanlabError for another model, other weights, a size that is not legal, guidance of
@@ -30,7 +33,7 @@ def resolve(model: Model, spec: GenerationSpec) -> GenerationSpec:
         changes["attention"] = resolve_attention("auto", model.device)
     _check_guidance(model, spec)
     _check_sampler(model, spec)
-    _check_strength(spec)
+    _check_strength(model, spec)
     _refuse_unused(model, spec)
     flat = {name: value for name, value in changes.items() if _get(spec, name) != value}
     return spec.with_(**flat) if flat else spec
@@ -131,9 +134,14 @@ def _check(name: str, value: int, step: int, offset: int, largest: int) -> None:
     raise WanlabError(f"{name} = {value} is not legal: it must be {rule}", remedy=f"The nearest: {nearest}")
 
 
-def _check_strength(spec: GenerationSpec) -> None:
+def _check_strength(model: Model, spec: GenerationSpec) -> None:
     """Raise for strengths that mean nothing here: without a video or mask, with explicit sigmas, or without a step."""
     sampling = spec.sampling
+    for name in STRENGTHS:
+        if getattr(sampling, name) != 1 and not model.starts_from_video:
+            raise WanlabError(f"{model.id} does not start from a video, so {name} means nothing", remedy="Leave it out")
+    if sampling.riflex != "off" and model.geometry.max_frames == 1:
+        raise WanlabError(f"{model.id} makes pictures: riflex means nothing", remedy="Leave it out")
     if sampling.denoising_strength != 1:
         if spec.media.video is None:
             raise WanlabError("denoising_strength is how far a video is taken back to noise", remedy="Give video too")

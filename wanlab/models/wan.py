@@ -43,6 +43,7 @@ class Wan(Model):
     family = "wan"
     pipelines = ("WanPipeline", "WanImageToVideoPipeline", "WanVideoToVideoPipeline")
     optional_encoders = ("image_encoder",)
+    starts_from_video = True
 
     @classmethod
     def component_class(cls, component: str) -> Any:
@@ -107,7 +108,7 @@ class Wan(Model):
         network = cast(Any, stack.network)
         batch = latents.shape[0]
         if conditions.channels is not None:
-            latents = torch.cat([latents, _share(conditions.channels.to(latents), batch)], 1)
+            latents = torch.cat([latents, share(conditions.channels.to(latents), batch)], 1)
         latents = latents.to(self.dtype)
         tokens = network.patch_embedding(latents)
         grid = tuple(tokens.shape[2:])
@@ -130,7 +131,7 @@ class Wan(Model):
         clean = conditions.free is not None and conditions.noise is None
         if clean:
             height, width = (a // b for a, b in zip(conditions.free.shape[-2:], grid[1:], strict=True))
-            free = _share(conditions.free[:, 0, :, ::height, ::width].flatten(1).to(timestep), batch)
+            free = share(conditions.free[:, 0, :, ::height, ::width].flatten(1).to(timestep), batch)
             timestep = (free * timestep[:, None]).flatten()
         projected = embedder.timesteps_proj(timestep)
         if clean:
@@ -141,14 +142,14 @@ class Wan(Model):
     def _context(self, network: Any, branch: Branch, batch: int) -> Tensor:
         """What cross attention reads, (B, image tokens + text tokens, D)."""
         embedder = network.condition_embedder
-        text = _share(embedder.text_embedder(branch.text["embeds"].to(self.device, self.dtype)), batch)
+        text = share(embedder.text_embedder(branch.text["embeds"].to(self.device, self.dtype)), batch)
         if not branch.conditions.tokens:
             return text
         image = branch.conditions.tokens["image"].to(self.device, self.dtype)
         if embedder.image_embedder.pos_embed is not None:  # it joins the tokens of the two pictures itself
             image = image.unflatten(1, (2, -1)).flatten(0, 1)
         image = embedder.image_embedder(image)
-        return torch.cat([_share(image, batch), text], 1)
+        return torch.cat([share(image, batch), text], 1)
 
     def head(self, streams: Streams, ctx: StepContext) -> Tensor:
         network = cast(Any, self.stacks[ctx.expert].network)
@@ -164,8 +165,7 @@ class Wan(Model):
 
     @torch.no_grad()
     def encode_conditions(self, spec: GenerationSpec, window: int | None = None, previous: Any = None) -> Conditions:
-        if window is not None or previous is not None:
-            raise WanlabError("Windows of a longer video cannot be made yet", remedy="Leave window and previous out")
+        self._refuse_windows(window, previous)
         spec = self.resolve(spec)
         self.check_media(spec)
         found = NO_CONDITIONS
@@ -259,7 +259,7 @@ class Wan(Model):
             return decode_clip(vae, inputs.denormalised(vae, latents), check)
 
 
-def _share(tensor: Tensor, batch: int) -> Tensor:
+def share(tensor: Tensor, batch: int) -> Tensor:
     """What all samples share, for each of them."""
     return tensor if tensor.shape[0] == batch else tensor.expand(batch, *tensor.shape[1:])
 
