@@ -35,8 +35,7 @@ class NAG(CFG):
 
     @classmethod
     def unfit(cls, model: Any) -> str:
-        can = getattr(model, "nag", False)
-        return super().unfit(model) or ("" if can else "has no cross-attention that takes a negative prompt")
+        return super().unfit(model) or ("" if model.nag else "has no cross-attention that takes a negative prompt")
 
     def branches(self, ctx: StepContext, text: Text, conditions: Conditions) -> list[Branch]:
         cond, *others = super().branches(ctx, text, conditions)
