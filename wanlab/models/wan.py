@@ -41,6 +41,7 @@ class Wan(Model):
     """
 
     family = "wan"
+    nag = True
     pipelines = ("WanPipeline", "WanImageToVideoPipeline", "WanVideoToVideoPipeline")
     optional_encoders = ("image_encoder",)
     starts_from_video = True
@@ -116,7 +117,11 @@ class Wan(Model):
         context = self._context(network, branch, batch)
         stack.layout.grid, stack.layout.image = grid, context.shape[1] - branch.text["embeds"].shape[1]
         return Streams(
-            tokens={"video": tokens.flatten(2).transpose(1, 2).contiguous(), "text": context},
+            tokens={
+                "video": tokens.flatten(2).transpose(1, 2).contiguous(),
+                "text": context,
+                **self._negative(network, stack.layout, branch, batch),
+            },
             modulation={"time": time, "blocks": blocks},
             rope=network.rope(latents),
             grid=grid,
@@ -154,6 +159,15 @@ class Wan(Model):
             image = image.unflatten(1, (2, -1)).flatten(0, 1)
         image = embedder.image_embedder(image)
         return torch.cat([share(image, batch), text], 1)
+
+    def _negative(self, network: Any, layout: Layout, branch: Branch, batch: int) -> dict[str, Tensor]:
+        """The negative prompt's tokens {"negative": (B, L, D)} of a branch with normalized attention guidance."""
+        layout.negative, layout.nag = 0, None
+        if branch.nag is None:
+            return {}
+        embeds = branch.text["negative_embeds"].to(self.device, self.dtype)
+        layout.negative, layout.nag = embeds.shape[1], torch.tensor(branch.nag, device=self.device)
+        return {"negative": share(network.condition_embedder.text_embedder(embeds), batch)}
 
     def head(self, streams: Streams, ctx: StepContext) -> Tensor:
         network = cast(Any, self.stacks[ctx.expert].network)
