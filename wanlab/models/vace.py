@@ -137,11 +137,12 @@ class Vace(Wan):
             control.append(self._control(spec, media.video_2, media.mask_2, references, keyframes=False))
             scales.append(media.control_scale_2)
         layers = self.num_control_layers
-        return Conditions(
+        found = Conditions(
             control=tuple(control),
             control_scale=tuple(scale * layers if len(scale) == 1 else scale for scale in scales),
             reference_frames=torch.cat(references, 2) if references else None,
         )
+        return self._stretched(spec, found)
 
     def _control(
         self,

@@ -55,6 +55,8 @@ class Conditions:
     reference_frames: Tensor | None = None
     """Latents (B, C, N, H, W) of reference pictures, which lie beside the video's frames."""
     audio: Tensor | None = None
+    riflex: int | None = None
+    """Latent frames for which RIFLEx slows the rotary positions in time; None is off."""
 
     def blank(self, *names: str) -> Conditions:
         """The same conditions with the named tensors zero, shapes kept: what guidance moves away from.
