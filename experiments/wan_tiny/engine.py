@@ -1,4 +1,4 @@
-"""Clips by diffusers' networks and wanlab's sampler, with or without a first frame: a second way beside wanlab's own."""
+"""Clips by diffusers' networks and wanlab's sampler, with or without a first frame: beside wanlab's own way."""
 
 from __future__ import annotations
 

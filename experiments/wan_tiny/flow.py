@@ -153,7 +153,7 @@ def synchronize() -> None:
 def train(step: Callable[[float], Tensor], pool: Latents, save: Callable[[], None], plan: Plan) -> list[list[float]]:
     """Call `step(rate)`, which returns its losses, until the time is over; `save()` between.
 
-    Returns rows [steps, seconds, losses averaged over at most the last 200 steps ...], one every 250 steps and the last.
+    Returns rows [steps, seconds, losses averaged over the last 200 steps ...], one every 250 steps and one at the end.
     """
     for _ in range(4):
         step(0.0)

@@ -76,7 +76,8 @@ def truth(num: int, pool: Executor, device: str) -> Truth:
 
 def share(claims: np.ndarray) -> dict[str, float | int]:
     low, high = wilson(int(claims.sum()), len(claims))
-    return {"share": round(float(claims.mean()), 4), "low": round(low, 4), "high": round(high, 4), "num": len(claims)}
+    mean = float(claims.sum()) / max(1, len(claims))
+    return {"share": round(mean, 4), "low": round(low, 4), "high": round(high, 4), "num": len(claims)}
 
 
 def decibels(a: np.ndarray, b: np.ndarray) -> Tensor:
@@ -93,11 +94,11 @@ def nearness(clips: np.ndarray, true: Truth, pool: Executor) -> dict[str, Any]:
     result |= interval("next_four_db", decibels(clips[:, 1:5], true.clips[:, 1:5]))
     result |= interval("later_db", decibels(clips[:, 1:], true.clips[:, 1:]))
     for frame in SEEN_FRAMES:
-        known = ~np.isnan(true.tracks[:, frame, 0])
-        distance = away[known, frame]
+        distance = away[~np.isnan(true.tracks[:, frame, 0]), frame]
+        seen = distance[~np.isnan(distance)]
         result[f"place_frame_{frame}"] = {
             **share(np.nan_to_num(distance, nan=np.inf) <= TOLERANCE),
-            "median_px": round(float(np.nanmedian(distance)), 2),
+            "median_px": round(float(np.median(seen)), 2) if len(seen) else None,
         }
     return result
 

@@ -126,7 +126,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--budget", type=float, default=300, help="seconds of training")
     parser.add_argument("--limit", type=float, default=400, help="seconds by which all is over, preparations included")
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--decay", type=float, default=0.5)
+    parser.add_argument("--decay", type=float, default=0.75)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--pool", type=int, default=32768)
     parser.add_argument("--seed", type=int, default=0)
