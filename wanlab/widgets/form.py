@@ -13,6 +13,7 @@ from wanlab.inline import ellipsis
 from wanlab.spec import PARTS, GenerationSpec, MethodPart, Part, plain
 from wanlab.widgets._closing import close
 from wanlab.widgets._fields import Field, Line, Mask, Words, make_field
+from wanlab.widgets._media import media_field
 
 if TYPE_CHECKING:
     from wanlab.models import Offers
@@ -22,15 +23,17 @@ FRONT = ("text.prompt", "sampling.seed", "sampling.num_steps", "guidance.guidanc
 _ALWAYS = ("size",)  # groups whose settings are in the title even where they are the default
 _NEVER = frozenset({"weights.dtype", "weights.vae_dtype", "memory.on_oom"})  # what no loaded model leaves open
 _MOST_STEPS = 10_000  # of a mask
+_UNTIL_NARROWED = _NEVER | {f"media.{leaf}" for leaf in PARTS["media"].model_fields}
 _TITLE = 90  # characters of a folded group's title
 
 
 class SpecForm(widgets.VBox):
     """Every setting that there is a choice for. `spec` reads the form and fills it.
 
-    Settings without an input (media, the weights of a loaded model) pass from the spec that was written to the one
-    that is read. `narrow(model.offers)` leaves only what the model can do and shows the options of methods; until then
-    no method, and so no torch, is imported. Titles of folded groups tell what differs from `default`.
+    Settings without an input (the weights of a loaded model) pass from the spec that was written to the one that is
+    read. Media are stored as they are given, and hidden until a model says which it takes. `narrow(model.offers)`
+    leaves only what the model can do and shows the options of methods; until then no method, and so no torch, is
+    imported. Titles of folded groups tell what differs from `default`.
     Any thread may call.
     """
 
@@ -61,7 +64,7 @@ class SpecForm(widgets.VBox):
             if (method := self._fields.get(f"{name}.method")) is not None:
                 method.widget.observe(lambda change, name=name: self._new_method(name, change["new"]), "value")
         self.spec = spec
-        self._hide(_NEVER if offers is None else frozenset())
+        self._hide(_UNTIL_NARROWED if offers is None else frozenset())
         if offers is not None:
             self.narrow(offers)
 
@@ -138,8 +141,8 @@ class SpecForm(widgets.VBox):
         for name, field in self._visible(part):
             leaf = name.partition(".")[2]
             if name not in FRONT and (part in _ALWAYS or field.is_other_than(self._usual[part][leaf])):
-                words.append(f"{field.widget.value}" if leaf == "method" else f"{leaf} {field.widget.value}")
-        words += [f"{name} {field.widget.value}" for name, field in self._options.get(part, {}).items()]
+                words.append(field.words() if leaf == "method" else f"{leaf} {field.words()}")
+        words += [f"{name} {field.words()}" for name, field in self._options.get(part, {}).items()]
         return ellipsis(f"{part} · {', '.join(words)}" if words else part, _TITLE)
 
     def _visible(self, part: str) -> Iterable[tuple[str, Field]]:
@@ -223,6 +226,8 @@ class SpecForm(widgets.VBox):
         self._hidden = frozenset(names)
         for name, row in self._rows.items():
             row.layout.display = "none" if name in self._hidden else None
+            if name not in self._hidden:
+                self._fields[name].appear()
         for part, group in self._groups.items():
             if group is not None:
                 shown = any(name not in FRONT for name, _ in self._visible(part)) or self._options.get(part)
@@ -233,7 +238,8 @@ def _fields_of(record: type[Part], prefix: str) -> list[Field]:
     """An input for each field of a record that leaves a choice, named `prefix.field`; methods' options have none."""
     schema = record.model_json_schema()
     properties = {n: s for n, s in schema.get("properties", {}).items() if n != "options"}
-    found = (make_field(f"{prefix}.{name}", node) for name, node in properties.items())
+    named = ((f"{prefix}.{name}", node) for name, node in properties.items())
+    found = (media_field(name, node) or make_field(name, node) for name, node in named)
     return [field for field in found if field is not None]
 
 
