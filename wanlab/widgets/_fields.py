@@ -55,9 +55,6 @@ class Field:
         except WanlabError:
             return True
 
-    def appear(self) -> None:
-        """Be ready to be seen."""
-
     def words(self) -> str:
         """The value in a title."""
         return str(self.widget.value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import ipywidgets as widgets
@@ -12,7 +12,7 @@ import traitlets
 
 from wanlab import media
 from wanlab.errors import WanlabError
-from wanlab.spec import MediaRef
+from wanlab.spec import MediaRef, Part
 from wanlab.widgets._buttons import button
 from wanlab.widgets._closing import close
 from wanlab.widgets._fields import Field, Schema
@@ -27,7 +27,6 @@ class MediaInput(widgets.VBox):
     """What is chosen (`value`, references as JSON), small pictures of it, and the ways to choose: upload, path, clear.
 
     `problem` says why the last file was refused, which stands until another one is given or the input is cleared.
-    Empty until `build`: most models take few of the media there are.
     """
 
     value = traitlets.Tuple()
@@ -36,23 +35,17 @@ class MediaInput(widgets.VBox):
 
     def __init__(self, leaf: str, is_list: bool) -> None:
         self._leaf, self._is_list = leaf, is_list
-        super().__init__(layout={"width": "auto", "max_width": "100%"})
-
-    def build(self) -> None:
-        """Make what is seen, once."""
-        if self.children:
-            return
-        label = widgets.Label(self.description, layout={"width": "130px", "justify_content": "flex-end"})
-        accept = _ACCEPT[media.wanted_kind(self._leaf)]
+        label = widgets.Label(leaf, layout={"width": "130px", "justify_content": "flex-end"})
+        accept = _ACCEPT[media.wanted_kind(leaf)]
         self.upload = widgets.FileUpload(
-            accept=accept, multiple=self._is_list, description="Upload", layout={"width": "96px"}
+            accept=accept, multiple=is_list, description="Upload", layout={"width": "96px"}
         )
         self.path = widgets.Text(placeholder="or a path", continuous_update=False, layout={"width": "130px"})
-        self.clear = button("", f"Give no {self._leaf}", lambda: self.choose(()), "times")
+        self.clear = button("", f"Give no {leaf}", lambda: self.choose(()), "times")
         self.clear.layout.width = "36px"
         self.shown = widgets.Box(layout={"flex_flow": "row wrap", "margin": "0 0 0 138px"})
         row = widgets.Box([label, self.upload, self.path, self.clear], layout={"flex_flow": "row wrap"})
-        self.children = [row, self.shown]
+        super().__init__([row, self.shown], layout={"width": "auto", "max_width": "100%"})
         self.upload.observe(lambda change: self._uploaded(change["new"]), "value")
         self.path.observe(lambda change: self._named(change["new"]), "value")
         self.observe(lambda _: self._show(), "value")
@@ -91,8 +84,7 @@ class MediaInput(widgets.VBox):
 
     def choose(self, references: Sequence[Mapping[str, Any]]) -> None:
         """Show these references instead, and forget what was refused."""
-        if self.children:
-            self.path.value = ""
+        self.path.value = ""
         self.value = tuple(dict(ref) for ref in references)
         self.problem = ""
 
@@ -119,9 +111,6 @@ class Media(Field):
     def write(self, value: Any) -> None:
         self.widget.choose(value if self._is_list else [] if value is None else [value])
 
-    def appear(self) -> None:
-        self.widget.build()
-
     def words(self) -> str:
         return ", ".join(_called(MediaRef(**ref)) for ref in self.widget.value) or "none"
 
@@ -129,11 +118,15 @@ class Media(Field):
         self.widget.observe(lambda _: changed(), ["value", "problem"])
 
 
-def media_field(name: str, schema: Schema) -> Media | None:
-    """The input for a setting that holds media; None for others."""
-    if any(_is_media(choice) for choice in schema.get("anyOf", ())):
-        return Media(name, schema, is_list=False)
-    return Media(name, schema, is_list=True) if _is_media(schema.get("items", {})) else None
+def media_fields(record: type[Part], prefix: str, skip: Collection[str]) -> list[Media]:
+    """An input for each field of a record that holds media, named `prefix.field`, but for those to skip."""
+    properties = record.model_json_schema()["properties"]
+    found = ((f"{prefix}.{name}", schema) for name, schema in properties.items())
+    return [
+        Media(name, schema, is_list=_is_media(schema.get("items", {})))
+        for name, schema in found
+        if name not in skip and any(map(_is_media, (schema.get("items", {}), *schema.get("anyOf", ()))))
+    ]
 
 
 def _is_media(schema: Schema) -> bool:

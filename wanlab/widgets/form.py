@@ -13,7 +13,7 @@ from wanlab.inline import ellipsis
 from wanlab.spec import PARTS, GenerationSpec, MethodPart, Part, plain
 from wanlab.widgets._closing import close
 from wanlab.widgets._fields import Field, Line, Mask, Words, make_field
-from wanlab.widgets._media import media_field
+from wanlab.widgets._media import media_fields
 
 if TYPE_CHECKING:
     from wanlab.models import Offers
@@ -31,9 +31,9 @@ class SpecForm(widgets.VBox):
     """Every setting that there is a choice for. `spec` reads the form and fills it.
 
     Settings without an input (the weights of a loaded model) pass from the spec that was written to the one that is
-    read. Media are stored as they are given, and hidden until a model says which it takes. `narrow(model.offers)`
-    leaves only what the model can do and shows the options of methods; until then no method, and so no torch, is
-    imported. Titles of folded groups tell what differs from `default`.
+    read. `narrow(model.offers)` leaves only what the model can do, shows the options of methods and takes the model's
+    media, which are stored as they are given; until then no method, and so no torch, is imported. Titles of folded
+    groups tell what differs from `default`.
     Any thread may call.
     """
 
@@ -205,10 +205,21 @@ class SpecForm(widgets.VBox):
             try:
                 for part in self._option_rows:
                     self._show_options(part, options.get(part, {}))
+                self._add_media(offers.unused)
                 self._offer(offers)
             finally:
                 self._quiet = False
             self._changed()
+
+    def _add_media(self, unused: frozenset[str]) -> None:
+        """Inputs for the media that the model takes; most models take few of the kinds there are."""
+        given, part = self._base.to_dict()["media"], PARTS["media"]
+        for field in media_fields(part, "media", unused | self._fields.keys()):
+            field.write(given[field.name.partition(".")[2]])
+            field.observe(self._changed)
+            self._fields[field.name], self._rows[field.name] = field, _row(field)
+        rows = (self._rows.get(f"media.{leaf}") for leaf in part.model_fields)
+        self._groups["media"].children[0].children = [row for row in rows if row is not None]
 
     def _offer(self, offers: Offers) -> None:
         for name, words in offers.choices.items():
@@ -226,8 +237,6 @@ class SpecForm(widgets.VBox):
         self._hidden = frozenset(names)
         for name, row in self._rows.items():
             row.layout.display = "none" if name in self._hidden else None
-            if name not in self._hidden:
-                self._fields[name].appear()
         for part, group in self._groups.items():
             if group is not None:
                 shown = any(name not in FRONT for name, _ in self._visible(part)) or self._options.get(part)
@@ -238,8 +247,7 @@ def _fields_of(record: type[Part], prefix: str) -> list[Field]:
     """An input for each field of a record that leaves a choice, named `prefix.field`; methods' options have none."""
     schema = record.model_json_schema()
     properties = {n: s for n, s in schema.get("properties", {}).items() if n != "options"}
-    named = ((f"{prefix}.{name}", node) for name, node in properties.items())
-    found = (media_field(name, node) or make_field(name, node) for name, node in named)
+    found = (make_field(f"{prefix}.{name}", node) for name, node in properties.items())
     return [field for field in found if field is not None]
 
 
