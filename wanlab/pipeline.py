@@ -59,6 +59,7 @@ def checked(model: Any, spec: GenerationSpec) -> GenerationSpec:
         raise WanlabError("memory.on_oom = 'retry' does not exist yet", choices=["fail"])
     resolved = spec.resolve(model)
     model.check_start(resolved)
+    model.check_media(resolved)
     caches.check(model, resolved)
     return resolved
 

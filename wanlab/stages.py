@@ -25,7 +25,7 @@ from wanlab.guidance import predict
 from wanlab.models.base import Check
 from wanlab.registry import GUIDANCE, SAMPLERS
 from wanlab.sampling import OnStep, Sampler, SamplerState, Velocity, draw, sample
-from wanlab.sites import Conditions, StepContext, compiling
+from wanlab.sites import NO_CONDITIONS, Conditions, StepContext, compiling
 from wanlab.spec import GenerationSpec
 from wanlab.watch import Interrupts
 
@@ -54,7 +54,7 @@ def denoise(
 ) -> Tensor:
     """Run the sampler; the spec's attention, cache and compile are attached for its duration only.
 
-    `latents`: initial noise (B, C, T, H, W) of any batch, text of batch 1 is shared; or a saved `SamplerState` to go
+    `latents`: pure noise (B, C, T, H, W) of any batch, text of batch 1 is shared; or a saved `SamplerState` to go
     on from; None draws the noise of the spec's seed. Returns the clean latents (B, C, T, H, W), float32 on the model's
     device. Raises WanlabError naming the step when a prediction is not finite.
     """
@@ -76,7 +76,7 @@ def denoise_recorded(
     state = latents
     if not isinstance(state, SamplerState):
         noise = model.initial_noise(spec) if state is None else state
-        state = sampler.init(noise.to(model.device, torch.float32))
+        state = sampler.init(model.start(spec, conditions, noise.to(model.device, torch.float32)))
     batch = state.latents.shape[0]
     text = {name: {key: _share(value, batch) for key, value in part.items()} for name, part in text.items()}
     velocity = velocity_of(model, spec, sampler, text, conditions)
@@ -87,8 +87,19 @@ def denoise_recorded(
         attached(model, asked) as ran,
         interrupts.let_through(),
     ):
-        state = sample(sampler, velocity, state, on_step=on_step)
-    return state.latents, ran
+        state = sample(sampler, velocity, state, on_step=_finished(model, conditions, on_step))
+    return model.finish(state.latents, conditions), ran
+
+
+def _finished(model: Any, conditions: Conditions, on_step: OnStep | None) -> OnStep | None:
+    """`on_step` told of the clean estimate as the result would have it: with what is kept, without references."""
+    if on_step is None or conditions is NO_CONDITIONS:
+        return on_step
+
+    def told(step: int, sigma: float, latents: Tensor, denoised: Tensor) -> None:
+        on_step(step, sigma, latents, model.finish(denoised, conditions))
+
+    return told
 
 
 @torch.no_grad()
@@ -196,6 +207,7 @@ def velocity_of(
             expert=experts[step],
             latents=latents,
         )
+        latents = model.place(latents, ctx, conditions)
         return predict(model, rule, latents, ctx, text, conditions)
 
     return velocity

@@ -69,10 +69,16 @@ def _join_branches(branches: list[Branch], batch: int) -> Branch:
 
 
 def _join(values: list[Any], batch: int) -> Any:
-    """The values of all branches as one: tensors (1 or `batch`, ...) along the batch, mappings by key, None as None."""
+    """The values of all branches as one: tensors (1 or `batch`, ...) along the batch, mappings by key."""
     first = values[0]
     if all(value is None for value in values):
         return None
+    if isinstance(first, tuple) and any(isinstance(item, Tensor) for item in first):
+        return tuple(_join(list(items), batch) for items in zip(*values, strict=True))
+    if isinstance(first, int | tuple):
+        if any(value != first for value in values):
+            raise _apart(f"their settings differ: {first} against {values[-1]}")
+        return first
     if any(type(value) is not type(first) for value in values):
         raise _apart("one has a condition that another lacks")
     if isinstance(first, Tensor):

@@ -11,7 +11,7 @@ from wanlab.spec import plain
 
 if TYPE_CHECKING:
     from wanlab.catalog import Definition
-    from wanlab.models.base import Model
+    from wanlab.models._networks import Networks
 
 EXPERTS = ("transformer", "transformer_2")
 INDEX = "model_index.json"
@@ -19,15 +19,15 @@ _NO_EFFECT = {"dropout", "dropout_rate", "tie_word_embeddings", "num_decoder_lay
 """Keys of a text encoder's configuration that say nothing about what it computes here; saved copies differ in them."""
 
 
-def read_index(family: type[Model], definition: Definition, folder: Path) -> dict[str, Any]:
+def read_index(family: type[Networks], definition: Definition, folder: Path) -> dict[str, Any]:
     """Components of `folder` by name, as its model_index.json lists them.
 
     Raises WanlabError unless they are of the family's pipeline and classes, and those that the definition describes.
     """
     index = _object(folder / INDEX)
-    if (held := index.get("_class_name")) != family.pipeline:
+    if (held := index.get("_class_name")) not in family.pipelines:
         raise WanlabError(
-            f"{folder} holds a {held}, and the family {family.family!r} reads a {family.pipeline}",
+            f"{folder} holds a {held}, and the family {family.family!r} reads a {' or '.join(family.pipelines)}",
             remedy=f"Correct the family or the weights' folder in the definition of {definition.id}",
         )
     present = {name: entry for name, entry in index.items() if not name.startswith("_") and entry != [None, None]}
@@ -36,7 +36,8 @@ def read_index(family: type[Model], definition: Definition, folder: Path) -> dic
             raise WanlabError(
                 f"{folder / INDEX} lists no {name}, which {definition.id} needs", remedy=_remedy(definition)
             )
-    for name in (*family.encoders, *(n for n in EXPERTS if n in present), "vae"):
+    optional = (*family.optional_encoders, *EXPERTS)
+    for name in (*family.encoders, *(n for n in optional if n in present), "vae"):
         _check_class(folder / INDEX, name, present[name], family.component_class(name).__name__)
     if definition.architecture and (more := [n for n in EXPERTS if n in {*present} - {*definition.architecture}]):
         raise WanlabError(
@@ -45,7 +46,7 @@ def read_index(family: type[Model], definition: Definition, folder: Path) -> dic
     return present
 
 
-def check_architecture(model: Model) -> None:
+def check_architecture(model: Networks) -> None:
     """Raise WanlabError where a component's configuration differs from the definition's architecture.
 
     A transformers configuration is compared in the keys that it holds: what it leaves out shows in the weights' shapes.
@@ -63,7 +64,7 @@ def check_architecture(model: Model) -> None:
                 )
 
 
-def read_config(model: Model, component: str) -> dict[str, Any]:
+def read_config(model: Networks, component: str) -> dict[str, Any]:
     """A component's config.json; raises WanlabError for one that holds no object."""
     return _object(model.folder / component / "config.json")
 

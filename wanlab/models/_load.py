@@ -52,11 +52,11 @@ def _folder_given(folder: Path) -> WanlabError:
     index = folder / INDEX
     listed = read_json(index) if index.is_file() else {}
     held = listed.get("_class_name") if isinstance(listed, dict) else None
-    family = next((name for name in names if FAMILIES.get(name).pipeline == held), None)
+    family = next((name for name in names if held in FAMILIES.get(name).pipelines), None)
     if family is None:
         return WanlabError(
             f"{folder} is a folder, and its {INDEX} names no pipeline that wanlab reads ({held})",
-            choices=[FAMILIES.get(name).pipeline for name in names],
+            choices=[pipeline for name in names for pipeline in FAMILIES.get(name).pipelines],
             remedy="Give the id of a model, or a definition of a folder in diffusers layout",
         )
     wanted = {"id": folder.resolve().name, "family": family, "weights": {"folder": str(folder.resolve())}}

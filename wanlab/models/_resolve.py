@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from wanlab.models.base import Model
     from wanlab.spec import GenerationSpec
 
+STRENGTHS = ("denoising_strength", "masking_strength")
+"""Settings that only models which start from a video follow."""
+
 
 def resolve(model: Model, spec: GenerationSpec) -> GenerationSpec:
     """The concrete spec. Raises WanlabError for another model, other weights, a size that is not legal, guidance of
@@ -29,6 +32,7 @@ def resolve(model: Model, spec: GenerationSpec) -> GenerationSpec:
     if spec.attention.method == "auto":
         changes["attention"] = resolve_attention("auto", model.device)
     _check_guidance(model, spec)
+    _check_strength(model, spec)
     _refuse_unused(model, spec)
     flat = {name: value for name, value in changes.items() if _get(spec, name) != value}
     return spec.with_(**flat) if flat else spec
@@ -109,6 +113,31 @@ def _check(name: str, value: int, step: int, offset: int, largest: int) -> None:
     rule = "1" if smallest == largest else f"{rule}, {smallest} to {largest}"
     nearest = " or ".join(map(str, near))
     raise WanlabError(f"{name} = {value} is not legal: it must be {rule}", remedy=f"The nearest: {nearest}")
+
+
+def _check_strength(model: Model, spec: GenerationSpec) -> None:
+    """Raise for strengths that mean nothing here: without a video or mask, with explicit sigmas, or without a step."""
+    sampling = spec.sampling
+    for name in STRENGTHS:
+        if getattr(sampling, name) != 1 and not model.starts_from_video:
+            raise WanlabError(f"{model.id} does not start from a video, so {name} means nothing", remedy="Leave it out")
+    if sampling.riflex != "off" and model.geometry.max_frames == 1:
+        raise WanlabError(f"{model.id} makes pictures: riflex means nothing", remedy="Leave it out")
+    if sampling.denoising_strength != 1:
+        if spec.media.video is None:
+            raise WanlabError("denoising_strength is how far a video is taken back to noise", remedy="Give video too")
+        if sampling.sigmas is not None:
+            raise WanlabError(
+                "sigmas say where to start, and so does denoising_strength", remedy="Leave one of them out"
+            )
+        if int(sampling.num_steps * sampling.denoising_strength) == 0:
+            least = 1 / sampling.num_steps
+            raise WanlabError(
+                f"denoising_strength = {sampling.denoising_strength:g} leaves none of {sampling.num_steps} steps",
+                remedy=f"Give at least {least:.3g}",
+            )
+    if sampling.masking_strength != 1 and spec.media.mask is None:
+        raise WanlabError("masking_strength is how long a mask holds, and there is none", remedy="Give mask too")
 
 
 def _refuse_unused(model: Model, spec: GenerationSpec) -> None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import abc
 import functools
 import html
-import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,17 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wanlab import weights
 from wanlab.catalog import Definition
 from wanlab.errors import WanlabError
-from wanlab.models._folder import EXPERTS, check_architecture, read_config, read_index
+from wanlab.models._folder import EXPERTS
 from wanlab.models._media import Geometry, Media
+from wanlab.models._networks import Networks
 from wanlab.models._offers import Offers, offers
-from wanlab.models._parts import ModelPart, Stacks
+from wanlab.models._parts import Stacks
 from wanlab.models._preview import look
 from wanlab.models._resolve import resolve
 from wanlab.registry import GUIDANCE, SAMPLERS
-from wanlab.sites import NO_CONDITIONS, Branch, Conditions, Handle, RunLock, Stack, StepContext, Streams, skipping
+from wanlab.sites import NO_CONDITIONS, Branch, Conditions, Handle, Stack, StepContext, Streams, skipping
 from wanlab.spec import GenerationSpec
 
 TextEmbeddings = dict[str, dict[str, Tensor]]
@@ -35,105 +33,37 @@ Check = Callable[[float], None]
 """Called between the parts of a stage with the share (0 to 1) that is done; may raise to stop."""
 START_SIGMA = 0.9
 """Noise level below which pure noise is no start: the network would see more noise than it is told of."""
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class Model(abc.ABC):
+class Model(Networks):
     """A loaded checkpoint: networks by name, stacks of blocks by expert, and the stages that need its weights.
 
     A family overrides the forward in three parts (`embed`, the stack, `head`), `encode_text` and `decode_pixels`.
     """
 
-    family: ClassVar[str]
-    pipeline: ClassVar[str]
-    """The diffusers pipeline whose folders this family reads, as model_index.json names it."""
-    encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
-    accepts: ClassVar[tuple[str, ...]] = ()
-    """Leaves of the spec's media part that this family uses."""
     max_text_tokens: ClassVar[int] = 512
+    starts_from_video: ClassVar[bool] = False
+    """Whether a video is what the noise is mixed with; else denoising_strength and masking_strength mean nothing."""
 
     def __init__(self, definition: Definition, folder: Path, device: torch.device, chosen: Any) -> None:
-        self.definition = definition
-        self.id = definition.id
-        self.constants: Mapping[str, Any] = definition.constants
-        self.folder = folder
-        self.device = device
-        self.dtype = _concrete_dtype(chosen.dtype, device)
-        self.vae_dtype = _concrete_dtype(chosen.vae_dtype, device)
-        self.lock = RunLock()
-        self.index = read_index(type(self), definition, folder)
-        self.experts_present = tuple(name for name in EXPERTS if name in self.index)
-        self.parts = {name: self._part(name) for name in (*self.encoders, *self.experts_present, "vae")}
-        check_architecture(self)
+        super().__init__(definition, folder, device, chosen)
         self.stacks = Stacks(self.experts_present, self._stack)
         self._hooks: list[Callable[[StepContext], None]] = []
-        self._check: Callable[[], None] | None = None
-
-    # Parts
-
-    @classmethod
-    @abc.abstractmethod
-    def component_class(cls, component: str) -> Any:
-        """The diffusers or transformers class of a component."""
-
-    def _part(self, name: str) -> ModelPart:
-        dtype = self.vae_dtype if name == "vae" else self.dtype
-        cls = self.component_class(name)
-        load = functools.partial(weights.load_module, cls, self.folder, name, dtype, self.device, self.check)
-        return ModelPart(name, self.folder, dtype, load)
-
-    @contextmanager
-    def resident(self, name: str) -> Iterator[Any]:
-        """The named network, on the model's device while inside; everything that was used stays there."""
-        if name not in self.parts:
-            raise WanlabError(f"{self.id} has no part {name!r}", choices=self.parts)
-        part = self.parts[name]
-        if self._watched and name not in self.experts_present:  # experts stop in their stack, outside compiled blocks
-            part.stop_at_blocks(self.check)
-        yield part.module
-
-    # Stopping
-
-    @contextmanager
-    def checking(self, check: Callable[[], None]) -> Iterator[None]:
-        """Call `check` wherever a stage can stop while inside; it may raise.
-
-        That is before each tensor that is read from disk, each forward of a step, and each block of the networks. Only
-        for the thread that holds the lock: another one that uses a network meanwhile is not asked.
-        """
-        before, self._check = self._check, check
-        try:
-            yield
-        finally:
-            self._check = before
-            if before is None:
-                for part in self.parts.values():
-                    part.forget_stops()
-
-    @property
-    def _watched(self) -> bool:
-        return self._check is not None and not self.lock.held_elsewhere
-
-    def check(self) -> None:
-        """A moment at which the generation may stop: asks the `check` of `checking`, if there is one."""
-        if self._check is not None and not self.lock.held_elsewhere:
-            self._check()
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """Digest of the weight files, equal on every machine that has the same ones."""
-        return weights.fingerprint(self.folder)
-
-    def config(self, component: str) -> dict[str, Any]:
-        """A diffusers component's configuration, with its class's defaults for what the file leaves out."""
-        signature = inspect.signature(self.component_class(component).__init__)
-        defaults = {p.name: p.default for p in signature.parameters.values() if p.default is not p.empty}
-        return {**defaults, **read_config(self, component)}
 
     @functools.cached_property
     @abc.abstractmethod
     def geometry(self) -> Geometry:
         """Strides and legal sizes, from the configurations alone."""
+
+    @functools.cached_property
+    def accepts(self) -> tuple[str, ...]:
+        """Leaves of the spec's media part that this model uses."""
+        return ()
+
+    @functools.cached_property
+    def needs(self) -> tuple[str, ...]:
+        """Those of `accepts` without which it cannot run."""
+        return ()
 
     @property
     def unused_settings(self) -> frozenset[str]:
@@ -185,10 +115,15 @@ class Model(abc.ABC):
         return offers(self)
 
     def sigmas(self, spec: GenerationSpec) -> Tensor:
-        """Noise levels (num_steps + 1,) float64 on the CPU, from noise to data: the spec's own, else the schedule's."""
-        if spec.sampling.sigmas is not None:
-            return torch.tensor(spec.sampling.sigmas, dtype=torch.float64)
-        return self._schedule(SAMPLERS.get(spec.sampling.sampler), spec)
+        """Noise levels, float64 on the CPU, one more than steps, falling: the spec's own, else the schedule's.
+
+        A denoising_strength below 1 leaves out the first levels, as diffusers' WanVideoToVideoPipeline does.
+        """
+        sampling = spec.sampling
+        if sampling.sigmas is not None:
+            return torch.tensor(sampling.sigmas, dtype=torch.float64)
+        levels = self._schedule(SAMPLERS.get(sampling.sampler), spec)
+        return levels[sampling.num_steps - int(sampling.num_steps * sampling.denoising_strength) :]
 
     def _schedule(self, sampler: Any, spec: GenerationSpec) -> Tensor:
         """The family's schedule, by one of those that the sampler's class has."""
@@ -225,11 +160,39 @@ class Model(abc.ABC):
     def check_start(self, spec: GenerationSpec) -> None:
         """Raise WanlabError for explicit sigmas that start too low for pure noise; latents of one's own may."""
         sigmas = spec.sampling.sigmas
-        if sigmas is not None and sigmas[0] < START_SIGMA:
+        if sigmas is not None and sigmas[0] < START_SIGMA and spec.media.video is None:
             raise WanlabError(
                 f"sigmas start at {sigmas[0]:g}, and a generation starts from pure noise, which is at 1",
                 remedy=f"Start at {START_SIGMA} to 1, or pass denoise latents that are noised to {sigmas[0]:g}",
             )
+
+    def start(self, spec: GenerationSpec, conditions: Conditions, noise: Tensor) -> Tensor:
+        """The latents of the first step, from pure noise (B, C, T, H, W) and what the conditions know.
+
+        A video to start from is brought to the first noise level: (1 - sigma) * video + sigma * noise.
+        """
+        if not self.starts_from_video or spec.media.video is None or conditions.known is None:
+            return noise
+        sigma = float(self.sigmas(spec)[0])
+        return (1 - sigma) * conditions.known.to(noise) + sigma * noise
+
+    def place(self, latents: Tensor, ctx: StepContext, conditions: Conditions) -> Tensor:
+        """The latents with what `conditions` keep put in, at the step's noise level; before each forward."""
+        if conditions.known is None or conditions.free is None:
+            return latents
+        if conditions.kept_steps is not None and ctx.step >= conditions.kept_steps:
+            return latents
+        known, free = conditions.known.to(latents), conditions.free.to(latents)
+        if conditions.noise is not None:
+            known = (1 - ctx.sigma) * known + ctx.sigma * conditions.noise.to(latents)
+        return (1 - free) * known + free * latents
+
+    def finish(self, latents: Tensor, conditions: Conditions) -> Tensor:
+        """The clean latents of the result: what is kept to the end put in, frames of reference pictures taken out."""
+        if conditions.known is None or conditions.free is None or conditions.kept_steps is not None:
+            return latents
+        known, free = conditions.known.to(latents), conditions.free.to(latents)
+        return (1 - free) * known + free * latents
 
     # The clock and the forward
 
@@ -319,9 +282,26 @@ class Model(abc.ABC):
         return {name: self._encode(prompt, limit) for name, prompt in _prompts(spec).items()}
 
     def encode_conditions(self, spec: GenerationSpec, window: int | None = None, previous: Any = None) -> Conditions:
-        """What steers the network besides text; nothing for text-to-video and text-to-image."""
-        self.resolve(spec)
+        """What steers the network besides text; nothing for text-to-video and text-to-image.
+
+        Raises WanlabError where the spec lacks a picture or video that this model needs.
+        """
+        self._refuse_windows(window, previous)
+        self.check_media(self.resolve(spec))
         return NO_CONDITIONS
+
+    def _refuse_windows(self, window: int | None, previous: Any) -> None:
+        if window is not None or previous is not None:
+            raise WanlabError("Windows of a longer video cannot be made yet", remedy="Leave window and previous out")
+
+    def check_media(self, spec: GenerationSpec) -> None:
+        """Raise WanlabError for a spec that lacks what this model needs, or gives media that do not go together."""
+        if missing := [name for name in self.needs if not getattr(spec.media, name)]:
+            raise WanlabError(
+                f"{self.id} needs {' and '.join(missing)}", remedy=f"Give it: {missing[0]}='path' or a PIL image"
+            )
+        if spec.media.mask is not None and spec.media.video is None:
+            raise WanlabError("A mask says where a video may change, and there is none", remedy="Give video too")
 
     @abc.abstractmethod
     def decode_pixels(self, latents: Tensor, check: Check | None = None) -> Tensor:
@@ -371,15 +351,6 @@ def _prompts(spec: GenerationSpec) -> dict[str, str]:
     rule = GUIDANCE.get(spec.guidance.method)(spec.guidance, spec.guidance.bind())
     negative = {"negative_prompt": spec.text.negative_prompt} if rule.needs_negative(spec.sampling.num_steps) else {}
     return {"prompt": spec.text.prompt, **negative}
-
-
-def _concrete_dtype(word: str, device: torch.device) -> torch.dtype:
-    """The dtype a word stands for; auto: float32 on the CPU, bfloat16 where the GPU has it, else float16."""
-    if word != "auto":
-        return _DTYPES[word]
-    if device.type != "cuda":
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
 
 
 def _word(dtype: torch.dtype) -> str:

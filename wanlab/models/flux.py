@@ -40,7 +40,7 @@ class Flux(Model):
     """Text to image by FluxTransformer2DModel, T5, CLIP and AutoencoderKL."""
 
     family = "flux"
-    pipeline = "FluxPipeline"
+    pipelines = ("FluxPipeline",)
     encoders = ("text_encoder", "text_encoder_2")
 
     @classmethod

@@ -192,6 +192,8 @@ class Layout:
     """Video or image tokens along (T, H, W)."""
     text: tuple[int, int] = (0, 0)
     """Where text sits among the keys of joint attention: first and past-the-last position; empty elsewhere."""
+    image: int = 0
+    """Image tokens before the text among what cross attention reads."""
 
 
 class AttentionSite(Site):

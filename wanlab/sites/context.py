@@ -30,15 +30,29 @@ class StepContext:
 
 @dataclass(frozen=True)
 class Conditions:
-    """What steers the network besides text; None where a generation has no such input."""
+    """What steers the network besides text; None where a generation has no such input.
+
+    Tensors of batch 1 are shared by all samples. Latents are normalised, as the network sees them.
+    """
 
     channels: Tensor | None = None
     """(B, C, T, H, W), concatenated to the latents: first-frame images and their masks."""
     tokens: Mapping[str, Tensor] | None = None
-    """Named token streams (B, L, D), e.g. image embeddings."""
-    hints: Tensor | None = None
-    masks: Tensor | None = None
+    """Named token streams (B, L, D), e.g. CLIP's image embeddings."""
+    known: Tensor | None = None
+    """Clean latents (B, C, T, H, W) that the result starts from or keeps."""
+    free: Tensor | None = None
+    """(B, 1, T, H, W): 1 where the network decides, 0 where `known` is kept; None where all of it may change."""
+    noise: Tensor | None = None
+    """(B, C, T, H, W) by which `known` is brought to a step's noise level; None leaves it clean at every step."""
+    kept_steps: int | None = None
+    """First steps in which `known` is put back; None is all of them, and after the last."""
+    control: tuple[Tensor, ...] = ()
+    """Control latents (B, C, T, H, W), one entry for each control video."""
+    control_scale: tuple[tuple[float, ...], ...] = ()
+    """Strength of each entry of `control`, one number for each control layer."""
     reference_frames: Tensor | None = None
+    """Latents (B, C, N, H, W) of reference pictures, which lie beside the video's frames."""
     audio: Tensor | None = None
 
 

@@ -113,6 +113,16 @@ class Stack:
             raise WanlabError(f"No attention of kind {sorted(wanted - present)}", choices=sorted(present))
         return [site for site in sites if site.role in wanted]
 
+    def main(self, index: int) -> Entry:
+        """Block `index` of the network's own list, blocks that only make hints for others not counted.
+
+        Raises WanlabError for a block that is not there.
+        """
+        blocks = [entry for entry in self.entries if entry.kind != "hint"]
+        if not 0 <= index < len(blocks):
+            raise WanlabError(f"There is no block {index}; {self.name} has {len(blocks)}, counted from 0")
+        return blocks[index]
+
     def sites(self) -> Iterator[Site]:
         """The stack's own site, the blocks', and all attention and linear sites."""
         yield self.site
@@ -142,8 +152,8 @@ class Stack:
 
 @contextmanager
 def skipping(stack: Stack, blocks: Iterable[int]) -> Iterator[None]:
-    """Leave out blocks (indices) while inside; recorders outside the cache layer still see the call."""
-    handle = Handle.join([stack[i].site.wrap(_pass_on, "cache") for i in blocks])
+    """Leave out blocks (indices as in `Stack.main`) while inside; recorders outside the cache still see the call."""
+    handle = Handle.join([stack.main(i).site.wrap(_pass_on, "cache") for i in blocks])
     try:
         yield
     finally:
