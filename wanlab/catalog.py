@@ -10,7 +10,7 @@ import html
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -24,6 +24,36 @@ _PACKAGE = Path(__file__).resolve().parent
 _MAX_BYTES = 4 << 20  # a definition is a few kilobytes
 INDEX_BYTES = 16 << 20  # an index of 100,000 tensors is 10 MB
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
+
+
+class FileSource(Part):
+    """One file, or the index of its shards, of one component of a checkpoint, in one variant."""
+
+    path: str
+    """Name below a folder of checkpoints; an absolute path or one from `~` in a user's own definition."""
+    repo: str | None = None
+    """Repository on the Hugging Face hub that holds the file as `path`."""
+    revision: str | None = None
+    """Branch, tag or commit of `repo`; None is its default branch."""
+    url: str | None = None
+    """https address of a file that is not on the hub."""
+    stored_as: Literal["float", "int8", "fp8", "gguf"] = "float"
+    """How its linear weights are stored."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Number format of a float file, or of the float part of a quantised one."""
+    size: int | None = None
+    """Bytes."""
+    sha256: str | None = None
+    """Hexadecimal."""
+
+
+class ComponentSource(Part):
+    """Where one component's weights are."""
+
+    variants: tuple[FileSource, ...]
+    """The same weights, stored in several ways; one of them is read."""
+    modules: tuple[tuple[FileSource, ...], ...] = ()
+    """Weights that are added to the component's own (VACE blocks), each a list of variants."""
 
 
 class WeightSource(Part):
@@ -40,6 +70,8 @@ class WeightSource(Part):
     files: tuple[str, ...] = ()
     """Glob patterns below the folder; each must match at least one file for the checkpoint to be complete, and where
     weights are in shards, all of them."""
+    components: dict[str, ComponentSource] = Field(default_factory=dict)
+    """Component (transformer, transformer_2, vae, text_encoder, image_encoder, tokenizer) -> its own files."""
 
 
 class Definition(Part):
@@ -59,6 +91,8 @@ class Definition(Part):
     """Defaults of a GenerationSpec for this checkpoint, nested by part."""
     constants: dict[str, Any] = Field(default_factory=dict)
     """Numbers that methods need for this checkpoint."""
+    preload: tuple[FileSource, ...] = ()
+    """Files that a download brings besides the components' own."""
     sources: dict[str, str] = Field(default_factory=dict)
     """Where the values above come from, by dotted name."""
 

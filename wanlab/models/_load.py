@@ -33,7 +33,10 @@ def load(what: Any, device: str | torch.device = "auto", **weights_changes: Any)
     if wrong := sorted(set(weights_changes) - set(legal)):
         raise WanlabError(f"load takes no {wrong[0]!r}", choices=legal, remedy="Other settings belong to model.spec()")
     chosen = base.with_(**weights_changes).weights
-    return family(definition, weights.locate(definition), pick_device(device), chosen)
+    folder = weights.locate(definition, stored_as=chosen.stored_as, dtype=chosen.dtype).folder
+    if folder is None:
+        raise WanlabError(f"{definition.id} is gathered from single files", remedy="Give a folder in diffusers layout")
+    return family(definition, folder, pick_device(device), chosen)
 
 
 def _find(what: Any) -> catalog.Definition:

@@ -56,8 +56,9 @@ class Networks(abc.ABC):
     def _part(self, name: str) -> ModelPart:
         dtype = self.vae_dtype if name == "vae" else self.dtype
         cls = self.component_class(name)
-        load = functools.partial(weights.load_module, cls, self.folder, name, dtype, self.device, self.check)
-        return ModelPart(name, self.folder, dtype, load)
+        component = weights.component_in(self.folder, name)
+        load = functools.partial(weights.load_component, cls, component, dtype, self.device, self.check)
+        return ModelPart(component, dtype, load)
 
     @contextmanager
     def resident(self, name: str) -> Iterator[Any]:
