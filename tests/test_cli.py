@@ -257,7 +257,7 @@ def test_models_says_what_is_here_and_how_to_get_the_rest(capsys: pytest.Capture
     assert (rows["wan_tiny"]["on_disk"], rows["wan_tiny"]["missing"]) == (True, [])
     assert "vae/config.json" in rows["wan_t2v_1_3b"]["missing"]
     assert "model_index.json" not in rows["wan_t2v_1_3b"]["missing"]
-    assert "downloads Wan-AI" in rows["wan_t2v_14b"]["remedy"]
+    assert "brings Wan-AI" in rows["wan_t2v_14b"]["remedy"]
 
 
 def test_one_model_in_full(capsys: pytest.CaptureFixture[str]) -> None:

@@ -277,7 +277,8 @@ def _row(definition: Definition, folder: Path | None) -> Row:
     source = definition.weights
     remedy = ""
     if folder is None:
-        remedy = f"wanlab.load({definition.id!r}) downloads {source.repo}" if source.repo else "its folder is missing"
+        fetch = f"`wanlab models {definition.id} --download` brings {source.repo}"
+        remedy = fetch if source.repo else "its folder is missing"
     size = None if folder is None else sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
     return Row(
         id=definition.id,

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from wanlab.cli._console import command, say
+from wanlab.cli._progress import ProgressLine
+from wanlab.errors import WanlabError
 
 _WIDTH = 100  # columns
 
@@ -17,8 +19,12 @@ def run(words: Sequence[str]) -> int:
     """Print all models, or the one that is named."""
     parser = command("models", "[MODEL] [options]", "List the models and what of them is on this machine.")
     parser.add_argument("model", nargs="?", metavar="MODEL", help="an id or another name of a model, or a definition")
+    parser.add_argument("--download", action="store_true", help="fetch what of MODEL is not on this machine")
+    parser.add_argument("--stored-as", default="auto", metavar="KIND", help="float, fp8, int8 or gguf: what to fetch")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_intermixed_args(words)
+    if arguments.download:
+        _download(arguments.model, arguments.stored_as)
     if arguments.model is None:
         rows = overview()
         say(json.dumps(rows, indent=2) if arguments.json else _table(rows))
@@ -26,6 +32,19 @@ def run(words: Sequence[str]) -> int:
         found = details(arguments.model)
         say(json.dumps(found, indent=2) if arguments.json else _page(found))
     return 0
+
+
+def _download(what: str | None, stored_as: str) -> None:
+    """Fetch a model's files, with a line on stderr that says how far it is."""
+    from wanlab import catalog, weights
+
+    if what is None:
+        raise WanlabError("--download needs a model", remedy="wanlab models MODEL --download")
+    line = ProgressLine()
+    try:
+        weights.download(catalog.find(what), stored_as=stored_as, progress=line.show)
+    finally:
+        line.close()
 
 
 def overview() -> list[dict[str, Any]]:
@@ -72,7 +91,7 @@ def _remedy(definition: Any) -> str:
     if definition.weights.repo is None:
         return f"Put its files into {target}"
     repo = definition.weights.repo
-    return f"`wanlab generate {definition.id}` downloads {repo} from the hub; or put its files into {target}"
+    return f"`wanlab models {definition.id} --download` brings {repo} from the hub; or put its files into {target}"
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

@@ -75,9 +75,10 @@ class ModelPart:
 
 
 class Stacks(Mapping[str, Stack]):
-    """Expert name -> stack; looking one up reads its network, iterating over the names does not."""
+    """Expert name -> stack; looking one up reads its network, again if it was unloaded; iterating does not."""
 
-    def __init__(self, names: tuple[str, ...], build: Callable[[str], Stack]) -> None:
+    def __init__(self, parts: Mapping[str, ModelPart], names: tuple[str, ...], build: Callable[[str], Stack]) -> None:
+        self._parts = parts
         self._names = names
         self._build = build
         self._stacks: dict[str, Stack] = {}
@@ -87,6 +88,7 @@ class Stacks(Mapping[str, Stack]):
             raise KeyError(name)
         if name not in self._stacks:
             self._stacks[name] = self._build(name)
+        _ = self._parts[name].module
         return self._stacks[name]
 
     def __iter__(self) -> Iterator[str]:

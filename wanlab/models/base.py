@@ -45,7 +45,7 @@ class Model(Networks):
 
     def __init__(self, definition: Definition, folder: Path, device: torch.device, chosen: Any) -> None:
         super().__init__(definition, folder, device, chosen)
-        self.stacks = Stacks(self.experts_present, self._stack)
+        self.stacks = Stacks(self.parts, self.experts_present, self._stack)
         self._hooks: list[Callable[[StepContext], None]] = []
 
     @functools.cached_property

@@ -69,6 +69,17 @@ def files_of(place: Path) -> list[Path]:
 
 def shards(index: Path) -> list[Path]:
     """The files that an index names. Raises WanlabError for one that is missing, or lies outside the index's folder."""
+    if absent := absent_shards(index):
+        raise WanlabError(f"{absent[0]} is missing: {index.name} names it", remedy="Download this shard too")
+    return _named(index)
+
+
+def absent_shards(index: Path) -> list[Path]:
+    """The files that an index names and that are not there. Raises WanlabError for an index that is not sound."""
+    return [file for file in _named(index) if not file.is_file()]
+
+
+def _named(index: Path) -> list[Path]:
     table = read_json(index, INDEX_BYTES)
     names = table.get("weight_map") if isinstance(table, dict) else None
     if not isinstance(names, dict) or not names or not all(isinstance(n, str) for n in names.values()):
@@ -77,8 +88,6 @@ def shards(index: Path) -> list[Path]:
     for file in files:
         if file.parent != index.parent or file.name in ("", ".."):
             raise WanlabError(f"{index} names {file.name!r}, a file outside its folder", remedy="Do not use this file")
-        if not file.is_file():
-            raise WanlabError(f"{file} is missing: {index.name} names it", remedy="Download this shard too")
     return files
 
 

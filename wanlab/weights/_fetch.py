@@ -1,4 +1,4 @@
-"""Download a definition's files: what is on this machine is left alone, what a definition knows of a file is checked."""
+"""Download a definition's files: what is on this machine is left alone, what is known of a file is checked."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from wanlab.catalog import Definition, FileSource, missing_files
 from wanlab.errors import WanlabError
 from wanlab.weights._checkpoint import Checkpoint, checkpoint_in
-from wanlab.weights._component import shards
+from wanlab.weights._component import absent_shards
 from wanlab.weights._http import Remote, Transfer, fetch
 from wanlab.weights._locate import choose, find, locate, origin, place_of, target_of
 from wanlab.workspace import Workspace, find_workspace
@@ -71,24 +71,15 @@ class _Fetcher:
         path = self._one(source, workspace)
         names = []
         if path.name.endswith(".index.json"):
-            names = self._missing_shards(path)
-        elif path.name == "tokenizer.json":
+            names = [file.name for file in absent_shards(path)]
+        elif path.name == "tokenizer.json" and not path.with_name("tokenizer_config.json").is_file():
             names = ["tokenizer_config.json"]
         for name in names:
-            near = source.model_copy(  # of fields that were checked
-                update={
-                    "path": posixpath.join(posixpath.dirname(source.path), name),
-                    "url": source.url and posixpath.join(posixpath.dirname(source.url), name),
-                    "size": None,
-                    "sha256": None,
-                }
-            )
-            if not (path.parent / name).is_file():
-                self._one(near, workspace)
+            self._one(_beside(source, name), workspace)
 
     def _one(self, source: FileSource, workspace: Workspace) -> Path:
         target = target_of(source, workspace)
-        if place_of(source, workspace) == target:
+        if target.is_file() and source.size in (None, target.stat().st_size):  # an index whose shards are not all there
             return target
         return fetch(_remote(source, target), self._show, self._check)
 
@@ -96,18 +87,16 @@ class _Fetcher:
         if self._progress is not None:
             self._progress(dataclasses.replace(transfer, stage=self._title + transfer.stage))
 
-    @staticmethod
-    def _missing_shards(index: Path) -> list[str]:
-        """Names of an index's shards that are not beside it, one after another as `shards` finds them lacking."""
-        from wanlab.catalog import INDEX_BYTES
-        from wanlab.files import read_json
 
-        table = read_json(index, INDEX_BYTES)
-        names = table.get("weight_map") if isinstance(table, dict) else None
-        if not isinstance(names, dict) or any("/" in str(n) or str(n) in ("", "..") for n in names.values()):
-            shards(index)  # says what is wrong
-            return []
-        return [name for name in sorted(set(names.values())) if not (index.parent / name).is_file()]
+def _beside(source: FileSource, name: str) -> FileSource:
+    """The source of another file of the same folder."""
+    path, url = source.path, source.url
+    return FileSource(
+        path=posixpath.join(posixpath.dirname(path), name),
+        repo=source.repo,
+        revision=source.revision,
+        url=url and posixpath.join(posixpath.dirname(url), name),
+    )
 
 
 def _remote(source: FileSource, target: Path) -> Remote:

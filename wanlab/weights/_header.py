@@ -1,4 +1,4 @@
-"""The tensors that a weight file lists, whatever its format; nothing but the header is read, and torch is not needed."""
+"""The tensors that a weight file lists, whatever its format. Nothing but the header is read; torch is not needed."""
 
 from __future__ import annotations
 

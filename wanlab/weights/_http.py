@@ -209,6 +209,8 @@ def _open(remote: Remote, have: int, etag: str | None) -> tuple[Any, dict[str, s
             remote.part.unlink(missing_ok=True)
             _note(remote).unlink(missing_ok=True)
             return _open(remote, 0, None)
+        if error.code in (301, 302, 303, 307, 308):  # urllib itself refuses what is no web address
+            raise WanlabError(f"{remote.url} leads to what is not https", remedy="Check the source") from error
         remedy = "Sign in to the hub and accept the model's terms" if error.code in (401, 403) else "Check the source"
         raise WanlabError(f"{remote.url} is refused: {error.code} {error.reason}", remedy=remedy) from error
     return response, redirects.told | _linked(response.headers)
@@ -243,9 +245,9 @@ def _linked(headers: Any) -> dict[str, str]:
 
 def _check_address(url: str, of: str = "") -> None:
     parts = urllib.parse.urlsplit(url)
-    if parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in _LOOPBACK):
-        if not of or parts.scheme == "https" or urllib.parse.urlsplit(of).hostname in _LOOPBACK:
-            return
+    is_test = parts.scheme == "http" and parts.hostname in _LOOPBACK  # a server of this machine, asked for by itself
+    if parts.scheme == "https" or (is_test and (not of or urllib.parse.urlsplit(of).hostname in _LOOPBACK)):
+        return
     came = f" (where {of} leads)" if of else ""
     raise WanlabError(f"The address {url}{came} is not https", remedy="Give an https address")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -53,22 +54,32 @@ def load_component(
     Raises `WanlabError` for files that do not pass the gate, another model's weights, tensors that are missing,
     unexpected or of another shape, and values that are NaN or infinite.
     """
-    device = torch.device(device)
+    try:
+        return _load(cls, component, dtype, torch.device(device), check, into)
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)  # who keeps the error must not keep gigabytes
+        raise
+
+
+def _load(
+    cls: type[Module],
+    component: Component,
+    dtype: torch.dtype,
+    device: torch.device,
+    check: Callable[[], None],
+    into: Module | None,
+) -> Module:
     files = open_files(component)
     check_family(cls, component, files)
     module = into if into is not None else _build(cls, component)
     plans = match(component, files, module)
     kept = _kept_in_float32(module, dtype)
     state: dict[str, torch.Tensor] = {}
-    try:
-        for plan in plans:
-            _fill(state, plan, dtype, kept, device, check)
-        check()
-        _refuse_nan(state, {name: plan.header.path for plan in plans for name in plan.shapes})
-        _assign(module, state)
-    except BaseException:
-        state.clear()  # a traceback that someone keeps must not keep gigabytes
-        raise
+    for plan in plans:
+        _fill(state, plan, dtype, kept, device, check)
+    check()
+    _refuse_nan(state, {name: plan.header.path for plan in plans for name in plan.shapes})
+    _assign(module, state)
     return module.to(device).eval().requires_grad_(False)
 
 

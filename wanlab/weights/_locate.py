@@ -12,7 +12,7 @@ from typing import Any
 from wanlab.catalog import ComponentSource, Definition, FileSource, candidates, missing_files
 from wanlab.errors import WanlabError, unknown
 from wanlab.weights._checkpoint import Checkpoint, checkpoint_in
-from wanlab.weights._component import Component, files_of
+from wanlab.weights._component import Component, absent_shards, files_of
 from wanlab.workspace import Workspace, find_workspace
 
 KINDS = ("float", "fp8", "int8", "gguf")
@@ -79,7 +79,7 @@ def find(
 
 
 def choose(variants: Sequence[FileSource], stored_as: str, dtype: str) -> list[FileSource]:
-    """Variants of one component that will do, the best first. Raises WanlabError where it does not come in that kind."""
+    """Variants of one component that will do, the best first. Raises WanlabError for a kind that it lacks."""
     kinds = {variant.stored_as for variant in variants}
     if stored_as != "auto" and stored_as not in kinds:
         raise unknown("stored_as", stored_as, sorted(kinds), remedy=f"{variants[0].path} does not come so")
@@ -134,7 +134,9 @@ def _plain(path: str) -> str:
 
 
 def _whole(source: FileSource, path: Path) -> bool:
-    return source.size is None or path.stat().st_size == source.size
+    if source.size is not None and path.stat().st_size != source.size:
+        return False
+    return not path.name.endswith(".index.json") or not absent_shards(path)
 
 
 class _Search:
@@ -188,6 +190,8 @@ class _Search:
     def _lacks(self, variants: Sequence[FileSource]) -> str:
         for variant in variants:
             for path in places(variant, self._workspace):
+                if path.is_file() and path.name.endswith(".index.json") and (absent := absent_shards(path)):
+                    return f"{absent[0]} is missing: {path.name} names it"
                 if path.is_file():
                     return f"{path} has {path.stat().st_size:,} bytes, not {variant.size:,}: it is another or cut short"
         best = variants[0]

@@ -205,7 +205,7 @@ def _unfit(files: list[Opened], kind: str, extra: list[str], missing: tuple[list
 
 
 def _first(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _cause(files: list[Opened], extra: list[str], missing: list[str], total: int) -> str:
