@@ -75,29 +75,29 @@ def _load(
     plans = match(component, files, module)
     kept = _kept_in_float32(module, dtype)
     state: dict[str, torch.Tensor] = {}
+    bounds: dict[str, torch.Tensor] = {}
     for plan in plans:
-        _fill(state, plan, dtype, kept, device, check)
+        for name, tensor in _read(plan, dtype, kept, device, check):
+            state[name] = tensor
+            if tensor.is_floating_point() and tensor.numel():  # on the device, while the next are read
+                bounds[name] = torch.stack(torch.aminmax(tensor)).float()
     check()
-    _refuse_nan(state, {name: plan.header.path for plan in plans for name in plan.shapes})
+    _refuse_nan(bounds, {name: plan.header.path for plan in plans for name in plan.shapes})
     _assign(module, state)
     return module.to(device).eval().requires_grad_(False)
 
 
-def _fill(
-    state: dict[str, torch.Tensor],
-    plan: Plan,
-    dtype: torch.dtype,
-    kept: set[str],
-    device: torch.device,
-    check: Callable[[], None],
-) -> None:
+def _read(
+    plan: Plan, dtype: torch.dtype, kept: set[str], device: torch.device, check: Callable[[], None]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name in the module, tensor) of all that a file gives."""
     for stored, raw, factor in _stored(plan.header, plan.wanted, device, check):
         wanted = torch.float32 if kept & set(stored.names[0].split(".")) else dtype
         value = expand(stored.entry.dtype, stored.entry.shape, raw, factor, wanted)
         parts = [value] if len(stored.names) == 1 else [part.clone() for part in value.chunk(len(stored.names))]
         for name, part in zip(stored.names, parts, strict=True):
             if name in plan.shapes:
-                state[name] = part.view(plan.shapes[name])
+                yield name, part.view(plan.shapes[name])
 
 
 def _stored(
@@ -174,14 +174,12 @@ def _kept_in_float32(module: nn.Module, dtype: torch.dtype) -> set[str]:
     return names | set(getattr(module, "_keep_in_fp32_modules_strict", None) or ())
 
 
-def _refuse_nan(state: dict[str, torch.Tensor], files: Mapping[str, Path]) -> None:
-    """Raise `WanlabError` naming the first tensor that holds NaN or infinity; reads each tensor once, one sync."""
-    floats = {key: tensor for key, tensor in state.items() if tensor.is_floating_point() and tensor.numel()}
-    if not floats:
+def _refuse_nan(bounds: Mapping[str, torch.Tensor], files: Mapping[str, Path]) -> None:
+    """Raise `WanlabError` naming the first tensor whose (smallest, largest) value is no number; one sync."""
+    if not bounds:
         return
-    bounds = torch.stack([torch.stack(torch.aminmax(tensor)).float() for tensor in floats.values()])
-    good = bounds.isfinite().all(dim=1).tolist()
-    bad = [key for key, fine in zip(floats, good, strict=True) if not fine]
+    good = torch.stack(list(bounds.values())).isfinite().all(dim=1).tolist()
+    bad = [key for key, fine in zip(bounds, good, strict=True) if not fine]
     if bad:
         raise WanlabError(
             f"{files[bad[0]]}: {bad[0]} holds NaN or infinity ({len(bad)} tensors do)",
