@@ -5,7 +5,7 @@
 
 Writes a safetensors file of Wan 14B's shapes (fewer blocks for smaller sizes), drops it from the page cache, reads it
 in order without doing anything with it, drops it again, loads it with `weights.load_component`, and loads it once more
-from memory. `--threads` and `--chunk` (MiB) take several values, to choose by; `--baseline` adds safetensors' own reader.
+from memory. `--threads` and `--chunk` (MiB) take several values, to choose by; `--baseline` adds safetensors' reader.
 """
 
 from __future__ import annotations
