@@ -16,7 +16,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanResample
 from torch import Tensor
 
-from tests.tiny import WAN_VAE, tiny_flux, tiny_wan
+from tests.tiny import WAN_VAE, aligned, tiny_flux, tiny_wan
 from wanlab import models
 from wanlab.errors import WanlabError
 from wanlab.models import Model, _wan_vae
@@ -29,13 +29,13 @@ Pair = tuple[Model, Any]
 @pytest.fixture(scope="module")
 def wan(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     folder, definition = tiny_wan(tmp_path_factory.mktemp("wan"), experts=2)
-    return models.load(definition, device="cpu"), diffusers.WanPipeline.from_pretrained(folder)
+    return models.load(definition, device="cpu"), aligned(diffusers.WanPipeline.from_pretrained(folder))
 
 
 @pytest.fixture(scope="module")
 def flux(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     folder, definition = tiny_flux(tmp_path_factory.mktemp("flux"))
-    return models.load(definition, device="cpu"), diffusers.FluxPipeline.from_pretrained(folder)
+    return models.load(definition, device="cpu"), aligned(diffusers.FluxPipeline.from_pretrained(folder))
 
 
 def relative(x: Tensor, y: Tensor) -> float:

@@ -190,10 +190,10 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "infinity": (rewrite(poison(float("-inf"))), r"blocks\.1\.attn1\.to_q\.weight holds NaN or infinity"),
     "shape": (rewrite(wrong_shape), r"proj_out\.weight has shape"),
     "missing key": (rewrite(lambda s: s.pop("proj_out.bias")), r"lacks 1 of .*proj_out\.bias"),  # type: ignore[arg-type]
-    "unexpected key": (rewrite(lambda s: s.update(extra=torch.ones(2))), "holds extra"),
-    "float8": (
-        rewrite(lambda s: s.update(scale_shift_table=s["scale_shift_table"].to(torch.float8_e4m3fn))),
-        "F8_E4M3",
+    "unexpected key": (rewrite(lambda s: s.update(extra=torch.ones(2))), "holds 1 that .* does not have: extra"),
+    "packed int8": (
+        rewrite(lambda s: s.update({"proj_out.weight": s["proj_out.weight"].to(torch.int8)})),
+        r"proj_out\.weight is stored as I8",
     ),
     "missing file": (Path.unlink, "no safetensors file"),
     "two files": (two_files, "no index"),
@@ -299,9 +299,11 @@ def test_nothing_anywhere_is_one_error_that_says_what_to_do(tmp_path: Path) -> N
         "transformer/config.json",
         "https://huggingface.co/Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
         str(tmp_path / "checkpoints" / "wan_t2v_1_3b"),
-        "HF_HUB_OFFLINE",
+        "`wanlab models wan_t2v_1_3b --download`",
     ):
         assert part in message
+    with pytest.raises(WanlabError, match=r"HF_HUB_OFFLINE is set.*Wan-AI/Wan2.1-T2V-1.3B-Diffusers"):
+        weights.download(find("wan_t2v_1_3b"), Workspace(tmp_path))
     assert not list(tmp_path.iterdir())
 
 
@@ -314,7 +316,7 @@ def test_network_failure_is_part_of_the_same_error(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(huggingface_hub.constants, "is_offline_mode", lambda: False)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", no_network)
     with pytest.raises(WanlabError, match=r"could not be downloaded \(ConnectionError: no route to host\)"):
-        weights.locate(definition(repo="a/b"), Workspace(tmp_path))
+        weights.locate(definition(repo="a/b"), Workspace(tmp_path), download=True)
 
 
 def test_hub_is_asked_for_the_files_and_their_index(wan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,7 +330,10 @@ def test_hub_is_asked_for_the_files_and_their_index(wan: Path, monkeypatch: pyte
 
     monkeypatch.setattr(huggingface_hub.constants, "is_offline_mode", lambda: False)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    assert weights.locate(definition(repo="a/b", revision="v1"), Workspace(wan.parent / "none")) == wan
+    assert (
+        weights.locate(definition(repo="a/b", revision="v1"), Workspace(wan.parent / "none"), download=True).folder
+        == wan
+    )
     assert (asked["repo"], asked["revision"]) == ("a/b", "v1")
     assert {"transformer/*.safetensors", "transformer/*.safetensors.index.json"} <= set(asked["allow_patterns"])
 
@@ -342,11 +347,12 @@ def test_local_copies_are_found_under_the_names_that_tools_give(wan: Path, tmp_p
     target.parent.mkdir(parents=True, exist_ok=True)
     wan.rename(target)
     found = weights.locate(definition(repo="owner/name"), Workspace(tmp_path))
-    assert found.resolve() == target.resolve()
+    assert found.folder is not None
+    assert found.folder.resolve() == target.resolve()
 
 
 def test_explicit_folder_wins_and_an_incomplete_one_is_named(wan: Path, tmp_path: Path) -> None:
-    assert weights.locate(definition(folder=str(wan)), Workspace(tmp_path)) == wan
+    assert weights.locate(definition(folder=str(wan)), Workspace(tmp_path)).folder == wan
     (wan / WEIGHTS).unlink()
     with pytest.raises(WanlabError, match=r"lacks transformer/\*\.safetensors"):
         weights.locate(definition(folder=str(wan)), Workspace(tmp_path))

@@ -35,13 +35,15 @@ TextEmbeddings = Mapping[str, Mapping[str, Tensor]]
 @torch.no_grad()
 def encode_text(model: Any, spec: GenerationSpec) -> TextEmbeddings:
     """Text embeddings {"prompt": {...}, "negative_prompt": {...}}; the latter only where the guidance needs it."""
-    return model.encode_text(spec.resolve(model))
+    with model.unloading(spec.memory.unload):
+        return model.encode_text(spec.resolve(model))
 
 
 @torch.no_grad()
 def encode_conditions(model: Any, spec: GenerationSpec, window: int | None = None, previous: Any = None) -> Conditions:
     """What else steers the network: images, masks, audio, the previous window. Empty for text-to-video."""
-    return model.encode_conditions(spec.resolve(model), window=window, previous=previous)
+    with model.unloading(spec.memory.unload):
+        return model.encode_conditions(spec.resolve(model), window=window, previous=previous)
 
 
 def denoise(
@@ -84,6 +86,7 @@ def denoise_recorded(
         Interrupts() as interrupts,
         held(model, spec, interrupts),
         model.lock.sampling(),
+        model.unloading(spec.memory.unload),
         attached(model, asked) as ran,
         interrupts.let_through(),
     ):
@@ -108,7 +111,8 @@ def decode(model: Any, spec: GenerationSpec, latents: Tensor, check: Check | Non
 
     `check(share)` is called between parts with the share of the work that is done, and may raise to stop.
     """
-    return model.decode(spec.resolve(model), latents, check)
+    with model.unloading(spec.memory.unload):
+        return model.decode(spec.resolve(model), latents, check)
 
 
 def post(spec: GenerationSpec, media: Any, check: Check | None = None) -> Any:

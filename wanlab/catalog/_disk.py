@@ -130,8 +130,8 @@ def find_component_file(source: FileSource, roots: Sequence[Root]) -> Path | Non
     """
     if source.is_local:
         place = Path(source.path).expanduser()
-        return place if _is_complete(place) else None
-    return next((place for root in roots for place in _places(source, root) if _is_complete(place)), None)
+        return place if _is_complete(source, place) else None
+    return next((place for root in roots for place in _places(source, root) if _is_complete(source, place)), None)
 
 
 def _places(source: FileSource, root: Root) -> Iterator[Path]:
@@ -163,8 +163,11 @@ def _snapshots(root: Path, repo: str, revision: str | None) -> list[Path]:
     return [*found, *(folder for folder in others if folder not in found)]
 
 
-def _is_complete(file: Path) -> bool:
-    return file.is_file() and all(shard.is_file() for shard in shards(file))
+def _is_complete(source: FileSource, file: Path) -> bool:
+    """Whether a file is here with all its shards, and has the size that is known of it."""
+    if not file.is_file() or source.size not in (None, file.stat().st_size):
+        return False
+    return all(shard.is_file() for shard in shards(file))
 
 
 def shards(file: Path) -> list[Path]:

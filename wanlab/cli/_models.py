@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wanlab.cli._console import command, say
+from wanlab.cli._progress import ProgressLine
 from wanlab.errors import WanlabError
 
 if TYPE_CHECKING:
@@ -22,11 +23,12 @@ def run(words: Sequence[str]) -> int:
     parser = command("models", "[MODEL] [options]", "List the models and what of them is on this machine.")
     parser.add_argument("model", nargs="?", metavar="MODEL", help="an id or another name of a model, or a definition")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--download", action="store_true", help="fetch the weights of MODEL from where they are kept")
+    parser.add_argument("--download", action="store_true", help="fetch what of MODEL is not on this machine")
+    parser.add_argument("--stored-as", default="auto", metavar="KIND", help="float, fp8, int8 or gguf: what to fetch")
     arguments = parser.parse_intermixed_args(words)
     if arguments.download:
-        say(_download(arguments.model))
-    elif arguments.model is None:
+        _download(arguments.model, arguments.stored_as)
+    if arguments.model is None:
         rows = overview()
         say(json.dumps(rows, indent=2) if arguments.json else _table(rows))
     else:
@@ -35,13 +37,17 @@ def run(words: Sequence[str]) -> int:
     return 0
 
 
-def _download(model: str | None) -> str:
+def _download(what: str | None, stored_as: str) -> None:
+    """Fetch a model's files, with a line on stderr that says how far it is."""
     from wanlab import catalog, weights
 
-    if model is None:
+    if what is None:
         raise WanlabError("--download needs a MODEL", remedy="wanlab models lists them")
-    definition = catalog.find(model)
-    return f"{definition.id}: {weights.locate(definition)}"
+    line = ProgressLine()
+    try:
+        weights.download(catalog.find(what), stored_as=stored_as, progress=line.show)
+    finally:
+        line.close()
 
 
 def overview() -> list[dict[str, Any]]:

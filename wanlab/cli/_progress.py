@@ -11,6 +11,7 @@ from wanlab.cli._console import say
 
 if TYPE_CHECKING:
     from wanlab.watch import Progress
+    from wanlab.weights import Transfer
 
 _EVERY = 5.0  # seconds between plain lines
 _BAR = 24  # characters
@@ -33,7 +34,7 @@ class ProgressLine:
             self._stream.flush()
             self._is_open = True
 
-    def show(self, progress: Progress) -> None:
+    def show(self, progress: Progress | Transfer) -> None:
         """Show it now on a terminal; elsewhere when the stage changed or five seconds have passed."""
         if self._updates:
             self.begin(f"{bar(progress.fraction)} {progress}")

@@ -12,6 +12,7 @@ from wanlab.spec import plain
 if TYPE_CHECKING:
     from wanlab.catalog import Definition
     from wanlab.models._networks import Networks
+    from wanlab.weights import Checkpoint
 
 EXPERTS = ("transformer", "transformer_2")
 INDEX = "model_index.json"
@@ -19,11 +20,18 @@ _NO_EFFECT = {"dropout", "dropout_rate", "tie_word_embeddings", "num_decoder_lay
 """Keys of a text encoder's configuration that say nothing about what it computes here; saved copies differ in them."""
 
 
-def read_index(family: type[Networks], definition: Definition, folder: Path) -> dict[str, Any]:
-    """Components of `folder` by name, as its model_index.json lists them.
+def read_index(family: type[Networks], definition: Definition, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Components by name: as a folder's model_index.json lists them, or those that were gathered from single files.
 
     Raises WanlabError unless they are of the family's pipeline and classes, and those that the definition describes.
     """
+    folder = checkpoint.folder
+    if folder is None:
+        for name in (*family.encoders, EXPERTS[0], "vae"):
+            if name not in checkpoint.components:
+                remedy = f"Name its file under weights.components.{name}"
+                raise WanlabError(f"The definition of {definition.id} has no file for the {name}", remedy=remedy)
+        return {name: [] for name in checkpoint.components}
     index = _object(folder / INDEX)
     if (held := index.get("_class_name")) not in family.pipelines:
         raise WanlabError(
@@ -58,15 +66,10 @@ def check_architecture(model: Networks) -> None:
         for key, value in architecture.items():
             if key in found and key not in _NO_EFFECT and plain(found[key]) != plain(value):
                 raise WanlabError(
-                    f"{model.folder / component / 'config.json'} says {key} = {shorten(found[key], 60)}, "
+                    f"{model.parts[component].component.place} says {key} = {shorten(found[key], 60)}, "
                     f"and {component} of {model.id} has {shorten(value, 60)}",
                     remedy=_remedy(model.definition),
                 )
-
-
-def read_config(model: Networks, component: str) -> dict[str, Any]:
-    """A component's config.json; raises WanlabError for one that holds no object."""
-    return _object(model.folder / component / "config.json")
 
 
 def _object(path: Path) -> dict[str, Any]:

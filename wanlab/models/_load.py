@@ -17,23 +17,42 @@ from wanlab.registry import FAMILIES
 from wanlab.spec import GenerationSpec
 
 
-def load(what: Any, device: str | torch.device = "auto", **weights_changes: Any) -> Model:
+def load(
+    what: Any,
+    device: str | torch.device = "auto",
+    *,
+    download: bool = False,
+    allow_pickle: bool = False,
+    **weights_changes: Any,
+) -> Model:
     """Find a model's weights and make it ready; networks are read from disk by the first stage that uses them.
 
     `what`: an id or alias of the catalogue, a definition (dict or JSON path), or a GenerationSpec. `device`: "cpu",
-    "cuda", "cuda:1", or "auto", the GPU if there is one. `weights_changes`: leaves of the spec's weights part, e.g.
-    dtype="float32".
+    "cuda", "cuda:1", or "auto", the GPU if there is one. `download` fetches what is not on this machine. `allow_pickle`
+    reads files of torch.save too, by the reader that runs no code from them. `weights_changes`: leaves of the spec's
+    weights part, e.g. dtype="float32".
     Raises WanlabError for an unknown model or setting, and for weights that are not there, naming files and folder,
     and for a folder that holds another checkpoint than the one named.
     """
     definition = _find(what)
+    if definition.missing:
+        raise WanlabError(
+            f"{definition.id} cannot run yet. {definition.missing}", remedy="wanlab.catalogue() lists all"
+        )
     family: type[Model] = FAMILIES.get(definition.family)
     base = what if isinstance(what, GenerationSpec) else GenerationSpec.of({**definition.spec, "model": definition.id})
     legal = type(base.weights).model_fields
     if wrong := sorted(set(weights_changes) - set(legal)):
         raise WanlabError(f"load takes no {wrong[0]!r}", choices=legal, remedy="Other settings belong to model.spec()")
     chosen = base.with_(**weights_changes).weights
-    return family(definition, weights.locate(definition), pick_device(device), chosen)
+    checkpoint = weights.locate(
+        definition,
+        stored_as=chosen.stored_as,
+        dtype=None if chosen.dtype == "auto" else chosen.dtype,
+        download=download,
+        allow_pickle=allow_pickle,
+    )
+    return family(definition, checkpoint, pick_device(device), chosen)
 
 
 def _find(what: Any) -> catalog.Definition:

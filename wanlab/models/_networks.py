@@ -8,18 +8,22 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 
 from wanlab import weights
 from wanlab.catalog import Definition
 from wanlab.errors import WanlabError
-from wanlab.models._folder import EXPERTS, check_architecture, read_config, read_index
+from wanlab.models._folder import EXPERTS, check_architecture, read_index
 from wanlab.models._parts import ModelPart
 from wanlab.sites import RunLock
+from wanlab.weights import Checkpoint, Component
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+Unload = Literal["keep", "switch", "after_use"]
 
 
 class Networks(abc.ABC):
@@ -32,21 +36,22 @@ class Networks(abc.ABC):
     optional_encoders: ClassVar[tuple[str, ...]] = ()
     """Encoders that only some checkpoints of the family have."""
 
-    def __init__(self, definition: Definition, folder: Path, device: torch.device, chosen: Any) -> None:
+    def __init__(self, definition: Definition, checkpoint: Checkpoint, device: torch.device, chosen: Any) -> None:
         self.definition = definition
         self.id = definition.id
         self.constants: Mapping[str, Any] = definition.constants
-        self.folder = folder
+        self.checkpoint = checkpoint
         self.device = device
         self.dtype = _concrete_dtype(chosen.dtype, device)
         self.vae_dtype = _concrete_dtype(chosen.vae_dtype, device)
         self.lock = RunLock()
-        self.index = read_index(type(self), definition, folder)
+        self.index = read_index(type(self), definition, checkpoint)
         self.experts_present = tuple(name for name in EXPERTS if name in self.index)
         encoders = (*self.encoders, *(name for name in self.optional_encoders if name in self.index))
         self.parts = {name: self._part(name) for name in (*encoders, *self.experts_present, "vae")}
         check_architecture(self)
         self._check: Callable[[], None] | None = None
+        self._unload: Unload = "keep"
 
     @classmethod
     @abc.abstractmethod
@@ -56,18 +61,55 @@ class Networks(abc.ABC):
     def _part(self, name: str) -> ModelPart:
         dtype = self.vae_dtype if name == "vae" else self.dtype
         cls = self.component_class(name)
-        load = functools.partial(weights.load_module, cls, self.folder, name, dtype, self.device, self.check)
-        return ModelPart(name, self.folder, dtype, load)
+        component = self._component(name)
+        load = functools.partial(weights.load_component, cls, component, dtype, self.device, self.check)
+        return ModelPart(component, dtype, load)
+
+    def _component(self, name: str) -> Component:
+        """Files and configuration of a part. Raises WanlabError for a configuration that is no object."""
+        folder = self.checkpoint.folder
+        found = self.checkpoint.components[name] if folder is None else weights.component_in(folder, name)
+        if not isinstance(found.config, Mapping):
+            raise WanlabError(f"{found.place} holds no JSON object", remedy="Download this file again")
+        return found
+
+    def side_folder(self, name: str) -> Path | None:
+        """The folder of what is no network (tokenizer, image_processor); None where the checkpoint has none."""
+        folder = self.checkpoint.tokenizers.get(name)
+        if folder is None and self.checkpoint.folder is not None:
+            folder = self.checkpoint.folder / name
+        return folder if folder is not None and folder.is_dir() else None
 
     @contextmanager
     def resident(self, name: str) -> Iterator[Any]:
-        """The named network, on the model's device while inside; everything that was used stays there."""
+        """The named network, on the model's device while inside; before, others leave if `unloading` says so."""
         if name not in self.parts:
             raise WanlabError(f"{self.id} has no part {name!r}", choices=self.parts)
+        if self._unload == "switch":
+            self.unload(*(other for other in self.parts if other != name))
         part = self.parts[name]
         if self._watched and name not in self.experts_present:  # experts stop in their stack, outside compiled blocks
             part.stop_at_blocks(self.check)
         yield part.module
+
+    @contextmanager
+    def unloading(self, policy: Unload) -> Iterator[None]:
+        """Inside, networks leave the device by a policy, and come back with the same bits when they are needed.
+
+        keep: they stay. switch: when another one is needed. after_use: at the end. What is attached to them stays.
+        """
+        before, self._unload = self._unload, policy
+        try:
+            yield
+        finally:
+            self._unload = before
+            if policy == "after_use":
+                self.unload()
+
+    def unload(self, *names: str) -> None:
+        """Give back the memory of the named parts' weights, of all without names."""
+        for name in names or self.parts:
+            self.parts[name].unload()
 
     # Stopping
 
@@ -97,15 +139,22 @@ class Networks(abc.ABC):
             self._check()
 
     @functools.cached_property
+    def stored_as(self) -> str:
+        """How the (first) transformer's linear weights are stored on the disk: float, int8, fp8 or gguf."""
+        files = self.parts[self.experts_present[0]].component.files
+        kinds = {weights.recognise(weights.read_header(file)).stored_as for file in files}
+        return next((kind for kind in kinds if kind != "float"), "float")
+
+    @functools.cached_property
     def fingerprint(self) -> str:
         """Digest of the weight files, equal on every machine that has the same ones."""
-        return weights.fingerprint(self.folder)
+        return self.checkpoint.fingerprint()
 
     def config(self, component: str) -> dict[str, Any]:
         """A diffusers component's configuration, with its class's defaults for what the file leaves out."""
         signature = inspect.signature(self.component_class(component).__init__)
         defaults = {p.name: p.default for p in signature.parameters.values() if p.default is not p.empty}
-        return {**defaults, **read_config(self, component)}
+        return {**defaults, **self.parts[component].component.config}
 
 
 def _concrete_dtype(word: str, device: torch.device) -> torch.dtype:

@@ -3,44 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from wanlab.sites import Stack
+from wanlab.weights import Component, unload
+
+Load = Callable[[nn.Module | None], nn.Module]
+"""Makes the network, or fills the one that it is given, whose weights were given back."""
 
 
 class ModelPart:
     """One component of a model: text encoder, transformer, VAE. `module` reads it on first use and keeps it."""
 
-    def __init__(self, name: str, folder: Path, dtype: torch.dtype, load: Callable[[], nn.Module]) -> None:
-        self.name = name
+    def __init__(self, component: Component, dtype: torch.dtype, load: Load) -> None:
+        self.name = component.name
         self.dtype = dtype
-        self._folder = folder
+        self.component = component
         self._load = load
         self._module: nn.Module | None = None
+        self._filled = False
         self._handles: list[Any] = []
 
     @property
     def loaded(self) -> bool:
         """Whether it is in memory."""
-        return self._module is not None
+        return self._filled
 
     @property
     def num_bytes(self) -> int:
         """Bytes of its weights: those in memory if it is loaded, else of the files."""
-        if self._module is not None:
+        if self._module is not None and self._filled:
             return sum(p.numel() * p.element_size() for p in self._module.parameters())
-        return sum(f.stat().st_size for f in (self._folder / self.name).glob("*.safetensors"))
+        return self.component.num_bytes
 
     @property
     def module(self) -> Any:
         """The network, on the model's device, in eval mode."""
-        if self._module is None:
-            self._module = self._load()
+        if not self._filled:
+            self._module = self._load(self._module)
+            self._filled = True
         return self._module
+
+    def unload(self) -> None:
+        """Give back the memory of its weights; the next `module` reads the same bits again, into the same object.
+
+        What is attached to the network, and its tables, stay: whoever holds a reference to a part of it keeps it.
+        """
+        if self._module is not None and self._filled:
+            self._filled = False
+            unload(self._module)
 
     def stop_at_blocks(self, check: Callable[[], None]) -> None:
         """Call `check` before each block of the network (the entries of its lists) until `forget_stops`."""
@@ -61,9 +75,10 @@ class ModelPart:
 
 
 class Stacks(Mapping[str, Stack]):
-    """Expert name -> stack; looking one up reads its network, iterating over the names does not."""
+    """Expert name -> stack; looking one up reads its network, again if it was unloaded; iterating does not."""
 
-    def __init__(self, names: tuple[str, ...], build: Callable[[str], Stack]) -> None:
+    def __init__(self, parts: Mapping[str, ModelPart], names: tuple[str, ...], build: Callable[[str], Stack]) -> None:
+        self._parts = parts
         self._names = names
         self._build = build
         self._stacks: dict[str, Stack] = {}
@@ -73,6 +88,7 @@ class Stacks(Mapping[str, Stack]):
             raise KeyError(name)
         if name not in self._stacks:
             self._stacks[name] = self._build(name)
+        _ = self._parts[name].module
         return self._stacks[name]
 
     def __iter__(self) -> Iterator[str]:

@@ -25,6 +25,7 @@ def resolve(model: Model, spec: GenerationSpec) -> GenerationSpec:
     changes: dict[str, Any] = {
         "weights.dtype": _agree("dtype", spec.weights.dtype, model.dtype),
         "weights.vae_dtype": _agree("vae_dtype", spec.weights.vae_dtype, model.vae_dtype),
+        "weights.stored_as": _stored_as(model, spec),
         **_size(model, spec),
         "text.max_text_tokens": spec.text.max_text_tokens or model.text_tokens,
         "sampling.expert_boundary": _boundary(model, spec),
@@ -52,6 +53,16 @@ def _agree(name: str, asked: str, loaded: torch.dtype) -> str:
             remedy=f"wanlab.load(..., {name}={asked!r})",
         )
     return word
+
+
+def _stored_as(model: Model, spec: GenerationSpec) -> str:
+    asked = spec.weights.stored_as
+    if asked not in ("auto", model.stored_as):
+        raise WanlabError(
+            f"stored_as is {asked} in the spec, and the model was read from {model.stored_as} weights",
+            remedy=f"wanlab.load(..., stored_as={asked!r})",
+        )
+    return model.stored_as
 
 
 def _boundary(model: Model, spec: GenerationSpec) -> float | None:

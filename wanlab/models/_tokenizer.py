@@ -16,8 +16,13 @@ _KEYS = {"tokenizer_config.json": "tokenizer_class", "tokenizer.json": "model"}
 _REMEDY = "Download this file again; a git-lfs pointer needs `git lfs pull`"
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer in `folder`, from its files alone. Raises WanlabError naming the file that cannot be read."""
+def load_tokenizer(folder: Path | None, model: str) -> Any:
+    """The tokenizer in `folder`, from its files alone. Raises WanlabError naming the file that cannot be read.
+
+    None, no such folder, raises with the id of the `model` that needs it.
+    """
+    if folder is None:
+        raise WanlabError(f"{model} has no tokenizer", remedy="Put tokenizer.json and tokenizer_config.json with it")
     for name, key in _KEYS.items():
         if name == "tokenizer_config.json" or (folder / name).is_file():
             _check(folder / name, key)

@@ -164,9 +164,8 @@ def _statistics(vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:
     return mean, std
 
 
-def clip_processor(folder: Path) -> Any:
+def clip_processor(folder: Path | None) -> Any:
     """CLIP's resizing and colours, by the folder's settings or else those of all CLIP models; without torchvision."""
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-    place = folder / "image_processor"
-    return CLIPImageProcessorPil.from_pretrained(place) if place.is_dir() else CLIPImageProcessorPil()
+    return CLIPImageProcessorPil() if folder is None else CLIPImageProcessorPil.from_pretrained(folder)

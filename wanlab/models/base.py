@@ -7,7 +7,6 @@ import functools
 import html
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -26,6 +25,7 @@ from wanlab.models._resolve import resolve
 from wanlab.registry import GUIDANCE, SAMPLERS
 from wanlab.sites import NO_CONDITIONS, Branch, Conditions, Handle, Stack, StepContext, Streams, skipping
 from wanlab.spec import GenerationSpec
+from wanlab.weights import Checkpoint
 
 TextEmbeddings = dict[str, dict[str, Tensor]]
 """{"prompt": {"embeds": (B, L, D), ...}, "negative_prompt": {...}}; the second only where guidance needs it."""
@@ -47,9 +47,9 @@ class Model(Networks):
     starts_from_video: ClassVar[bool] = False
     """Whether a video is what the noise is mixed with; else denoising_strength and masking_strength mean nothing."""
 
-    def __init__(self, definition: Definition, folder: Path, device: torch.device, chosen: Any) -> None:
-        super().__init__(definition, folder, device, chosen)
-        self.stacks = Stacks(self.experts_present, self._stack)
+    def __init__(self, definition: Definition, checkpoint: Checkpoint, device: torch.device, chosen: Any) -> None:
+        super().__init__(definition, checkpoint, device, chosen)
+        self.stacks = Stacks(self.parts, self.experts_present, self._stack)
         self._hooks: list[Callable[[StepContext], None]] = []
 
     @functools.cached_property
@@ -245,11 +245,12 @@ class Model(Networks):
     @torch.no_grad()
     def velocity(self, latents: Tensor, ctx: StepContext, branch: Branch) -> Tensor:
         """One forward of `ctx.expert`: embed, stack, head. Returns the network's dtype, shaped like `latents`."""
-        stack = self.stacks[ctx.expert]
-        streams = self.embed(latents, ctx, branch)
-        with skipping(stack, branch.skip_blocks):
-            streams = stack.run(streams)
-        return self.head(streams, ctx)
+        with self.resident(ctx.expert):
+            stack = self.stacks[ctx.expert]
+            streams = self.embed(latents, ctx, branch)
+            with skipping(stack, branch.skip_blocks):
+                streams = stack.run(streams)
+            return self.head(streams, ctx)
 
     # Text, conditions, media
 

@@ -146,8 +146,7 @@ class Flux(Model):
     @functools.cached_property
     def tokenizers(self) -> tuple[Any, Any]:
         """CLIP's and T5's tokenizer."""
-        folders = (self.folder / "tokenizer", self.folder / "tokenizer_2")
-        clip, t5 = (load_tokenizer(folder) for folder in folders)
+        clip, t5 = (load_tokenizer(self.side_folder(name), self.id) for name in ("tokenizer", "tokenizer_2"))
         return clip, t5
 
     def _count_tokens(self, prompt: str) -> int:

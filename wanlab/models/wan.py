@@ -264,7 +264,9 @@ class Wan(Model):
         from PIL import Image
 
         pictures = [Image.fromarray(media.read_image(ref)) for ref in refs]
-        pixels = inputs.clip_processor(self.folder)(images=pictures, return_tensors="pt").pixel_values
+        pixels = inputs.clip_processor(self.side_folder("image_processor"))(
+            images=pictures, return_tensors="pt"
+        ).pixel_values
         with self.resident("image_encoder") as encoder:
             seen = encoder(pixels.to(self.device, encoder.dtype), output_hidden_states=True).hidden_states[-2]
         return cast(Tensor, seen.flatten(0, 1)[None])
@@ -274,7 +276,7 @@ class Wan(Model):
     @functools.cached_property
     def tokenizer(self) -> Any:
         """The text encoder's tokenizer."""
-        return load_tokenizer(self.folder / "tokenizer")
+        return load_tokenizer(self.side_folder("tokenizer"), self.id)
 
     def _count_tokens(self, prompt: str) -> int:
         return count_tokens(self.tokenizer, clean_prompt(prompt))
