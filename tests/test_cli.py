@@ -281,3 +281,34 @@ def test_a_reader_who_leaves_early_is_no_error() -> None:
     process.stdout = None
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, b"")
+
+
+def test_broken_finetunes_and_models_in_single_files_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("wanlab.toml").touch()
+    Path("finetunes").mkdir()
+    Path("finetunes/bad.json").write_text("{")
+    components = {"vae": {"variants": [{"path": str(Path.cwd() / "vae.safetensors")}]}}
+    files = {"id": "files", "family": "wan", "architecture": {"vae": {}}, "weights": {"components": components}}
+    Path("finetunes/files.json").write_text(json.dumps(files))
+    assert main(["models"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "bad is broken." in text
+    assert f"{Path.cwd() / 'finetunes/bad.json'} is not valid JSON" in text
+    assert "vace_14b_cocktail vace no VACE Cocktail, 14B (cannot run yet)" in text
+    assert main(["models", "bad"]) == 2
+    assert "not valid JSON" in capsys.readouterr().err
+    assert main(["models", "files"]) == 0
+    assert f"lacks vae {Path.cwd() / 'vae.safetensors'}" in " ".join(capsys.readouterr().out.split())
+    Path("vae.safetensors").write_bytes(b"12")
+    assert main(["models", "files"]) == 0
+    assert f"vae {Path.cwd() / 'vae.safetensors'}" in " ".join(capsys.readouterr().out.split())
+    assert main(["models", "--json"]) == 0
+    rows = {row["id"]: row for row in json.loads(capsys.readouterr().out)}
+    assert (rows["files"]["on_disk"], rows["files"]["size"], rows["bad"]["on_disk"]) == (True, 2, False)
+
+
+def test_a_download_needs_a_model_and_says_where_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "--download"]) == 2
+    assert "needs a MODEL" in capsys.readouterr().err
+    assert main(["models", "wan_tiny", "--download"]) == 0
+    assert str(resource("assets", "wan_tiny")) in capsys.readouterr().out

@@ -52,7 +52,8 @@ def test_this_installation_is_well(report: Report) -> None:
     assert set(facts["Optional packages"]) == set(_methods.PURPOSES)
     assert facts["Video and pictures"]["H.264"].data["psnr"] > 40
     assert facts["Models"]["wan_tiny"].status == "ok"
-    assert facts["Models"]["wan_t2v_14b"].status == "absent"
+    assert facts["Models"]["not here"].status == facts["Models"]["not yet"].status == "absent"
+    assert "wan_t2v_14b" in facts["Models"]["not here"].data["models"]
 
 
 def test_the_text_is_narrow_and_says_what_to_do(report: Report) -> None:

@@ -21,7 +21,7 @@ IDS = sorted(path.stem for path in resource("defaults").glob("*.json"))
 def test_every_definition_has_a_map_with_its_source(name: str) -> None:
     definition = find(name)
     rgb = definition.constants["latent_rgb"]
-    assert np.shape(rgb["factors"]) == (16, 3)
+    assert np.shape(rgb["factors"]) == (definition.architecture["vae"].get("z_dim", 16), 3)
     assert np.shape(rgb["bias"]) == (3,)
     assert definition.sources["constants.latent_rgb"]
 

@@ -11,7 +11,7 @@ from wanlab import catalog
 from wanlab.errors import WanlabError
 from wanlab.widgets import ModelPicker
 from wanlab.widgets.picker import describe
-from wanlab.workspace import find_workspace
+from wanlab.workspace import Workspace, find_workspace
 
 HOSTILE = '<img src=x onerror="window.pwned=1">'
 
@@ -56,3 +56,12 @@ def test_a_definition_is_shown_as_text(monkeypatch: pytest.MonkeyPatch) -> None:
     page = describe(changed, find_workspace())
     assert "onerror" in page
     assert "<img" not in page
+
+
+def test_a_broken_finetune_is_listed_with_its_fault(tmp_path: Path) -> None:
+    (tmp_path / "finetunes").mkdir()
+    (tmp_path / "finetunes" / "bad.json").write_text("{")
+    picker = ModelPicker("bad", workspace=Workspace(tmp_path))
+    assert "bad.json is not valid JSON" in picker._details.value
+    picker._models.value = "vace_14b_cocktail"
+    assert "cannot apply LoRAs yet" in picker._details.value

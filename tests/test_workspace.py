@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from wanlab.errors import WanlabError
-from wanlab.workspace import Workspace, find_workspace
+from wanlab.workspace import Root, Workspace, find_workspace
 
 
 def test_the_nearest_marked_parent_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,6 +79,9 @@ def test_checkpoint_folders_are_read_from_the_file(tmp_path: Path, monkeypatch: 
         ("[checkpoints]\npaths = 'a'", "Give a list"),
         ("[checkpoints]\npaths = [1]", "Give a list"),
         ("[checkpoints]\npaths = ['']", "Give a list"),
+        ("[checkpoints]\nwangp = ['a']", "Give a folder"),
+        ("[checkpoints]\ncomfyui = ''", "Give a folder"),
+        ("[checkpoints]\nhubs = 'a'", "Did you mean 'hub'?"),
         ("checkpoints = 3", "Make it a section"),
         ("[checkpoints", "not valid TOML"),
         ("\udcff", "not valid TOML"),
@@ -87,3 +94,39 @@ def test_a_wrong_file_is_refused_when_it_is_read(tmp_path: Path, text: str, word
     with pytest.raises(WanlabError) as caught:
         _ = workspace.checkpoints
     assert words in str(caught.value)
+
+
+def test_roots_of_other_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """WanGP's own configuration says where its checkpoints are; the hub's cache is where its environment says."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    wangp = tmp_path / "Wan2GP"
+    wangp.mkdir()
+    (tmp_path / "wanlab.toml").write_text(f'[checkpoints]\nwangp = "Wan2GP"\ncomfyui = "{tmp_path}/ComfyUI"\n')
+    own, cache = Root(tmp_path / "checkpoints"), Root(tmp_path / "cache", "hub")
+    comfyui = Root(tmp_path / "ComfyUI" / "models", "comfyui")
+    usual = [Root(wangp / "ckpts", "wangp"), Root(wangp, "wangp")]
+    assert Workspace(tmp_path).roots == [own, *usual, comfyui, cache]
+    (wangp / "wgp_config.json").write_text(json.dumps({"checkpoints_paths": ["models", "/big"], "profile": 4}))
+    named = [Root(wangp / "models", "wangp"), Root(Path("/big"), "wangp")]
+    assert Workspace(tmp_path).roots == [own, *named, comfyui, cache]
+    for wrong in ('{"checkpoints_paths": 3}', "[1]", "{"):
+        (wangp / "wgp_config.json").write_text(wrong)
+        with pytest.raises(WanlabError, match=r"wgp_config\.json"):
+            _ = Workspace(tmp_path).roots
+
+
+@pytest.mark.parametrize(
+    ("environment", "place"),
+    [
+        ({"HF_HUB_CACHE": "/a", "HF_HOME": "/b"}, "/a"),
+        ({"HF_HOME": "/b"}, "/b/hub"),
+        ({"XDG_CACHE_HOME": "/c"}, "/c/huggingface/hub"),
+        ({"HOME": "/d"}, "/d/.cache/huggingface/hub"),
+    ],
+)
+def test_the_hubs_cache_is_where_its_library_looks(environment: dict[str, str], place: str) -> None:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGINGFACE", "XDG_"))}
+    code = "from huggingface_hub.constants import HF_HUB_CACHE; from wanlab.workspace import hub_cache; "
+    code += "print(HF_HUB_CACHE, hub_cache())"
+    done = subprocess.run([sys.executable, "-c", code], env=clean | environment, capture_output=True, text=True)
+    assert done.stdout.split() == [place, place], done.stderr

@@ -63,10 +63,16 @@ def check_inside(path: str) -> None:
 class ComponentSource(Part):
     """Files of one network."""
 
-    variants: tuple[FileSource, ...] = Field(min_length=1)
+    variants: tuple[FileSource, ...]
     """The same weights, stored in several ways; `choose` picks one."""
-    modules: tuple[Annotated[tuple[FileSource, ...], Field(min_length=1)], ...] = ()
+    modules: tuple[tuple[FileSource, ...], ...] = ()
     """More weights that are put into the network (VACE's blocks over a text-to-video one), each a list of variants."""
+
+    @model_validator(mode="after")
+    def _has_files(self) -> Self:
+        if not all((self.variants, *self.modules)):
+            raise WanlabError("A component or a module has no file", remedy="Give at least one variant of each")
+        return self
 
 
 class WeightSource(Part):
@@ -88,6 +94,12 @@ class WeightSource(Part):
     weights are in shards, all of them."""
     components: dict[str, ComponentSource] = Field(default_factory=dict)
     """Files by component: transformer, transformer_2, vae, text_encoder, image_encoder, tokenizer (tokenizer.json)."""
+
+    @model_validator(mode="after")
+    def _stays_inside(self) -> Self:
+        for path in filter(None, (self.asset, *self.files)):
+            check_inside(path)
+        return self
 
     @property
     def is_folder(self) -> bool:
@@ -113,7 +125,7 @@ class Definition(Part):
     aliases: tuple[str, ...] = ()
     """Other names: WanGP's id of the same model, the hub's repository."""
     base: str | None = None
-    """Model that gives what this definition does not say; see `catalog.merged`."""
+    """Model that gives what this definition does not say (`catalog.merged`); None once `find` has filled that in."""
     visible: bool = True
     """Whether the catalogue lists it."""
     missing: str = ""
@@ -145,3 +157,5 @@ class Definition(Part):
 
     def __repr__(self) -> str:
         return f"Definition({self.id!r}, family={self.family!r}, title={self.title!r})"
+
+    __str__ = __repr__

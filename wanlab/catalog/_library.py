@@ -36,7 +36,8 @@ class Library:
 
     def add(self, record: Record) -> None:
         """Take a definition in. Raises WanlabError for a name that another one has."""
-        names = (record.id, *map(str, record.data.get("aliases") or ()))
+        aliases = record.data.get("aliases")
+        names = (record.id, *(map(str, aliases) if isinstance(aliases, list) else ()))
         for name in names:
             owner = self.id_of(name)
             if owner is not None and (owner != record.overrides or owner in self.records):
@@ -74,15 +75,17 @@ class Library:
             return None
         known = {*self.names, *self.errors, *(self.shipped.names if self.shipped else ())}
         hint = " ".join(filter(None, [nearest(name, known), "wanlab.catalogue() lists them"]))
-        raise WanlabError(f"Unknown model {shorten(name)}", choices=self.ids(), remedy=hint)
+        raise WanlabError(
+            f"Unknown model {shorten(name)}", choices=[i for i in self.ids() if i not in self.errors], remedy=hint
+        )
 
     def ids(self) -> list[str]:
         """Ids of all definitions, broken ones included."""
         return sorted({*self.records, *self.errors, *(self.shipped.records if self.shipped else ())})
 
     def finish(self, raw: Raw, origin: str = "") -> Definition:
-        """The checked definition of data whose references are resolved."""
-        raw = dict(raw)
+        """The checked definition of data whose references are resolved; it stands alone, so its base is None."""
+        raw = {**raw, "base": None}
         if isinstance(table := raw.get("architecture"), Mapping):
             raw["architecture"] = {name: table.get(v) if isinstance(v, str) else v for name, v in table.items()}
         if raw.get("loras") and not raw.get("missing"):
@@ -175,14 +178,15 @@ def _shipped() -> Library:
 def library(workspace: Workspace | None = None) -> Library:
     """The shipped definitions with a workspace's finetunes over them. Reads `finetunes/*.json`, never the network."""
     shipped = _shipped()
-    paths = sorted((workspace or find_workspace()).finetunes.glob("*.json"))
+    workspace = workspace or find_workspace()
+    paths = sorted(workspace.finetunes.glob("*.json"))
     if not paths:
         return shipped
     found = Library(shipped=shipped)
     for path in paths:
         name = shipped.names.get(path.stem, path.stem)
         try:
-            found.add(read_finetune(path, shipped.names))
+            found.add(read_finetune(path, shipped.names, workspace.root))
         except WanlabError as error:
             found.errors[name] = error
     return found

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from wanlab.catalog._definition import check_inside
 from wanlab.catalog._merge import Raw
 from wanlab.compat import definition as wangp
 from wanlab.errors import WanlabError
@@ -16,7 +17,9 @@ from wanlab.files import read_json
 
 _MAX_BYTES = 4 << 20  # a definition is a few kilobytes
 _QUOTED = re.compile(r"'([^']{1,200})'")
-_DOTTED = re.compile(r"[\w\]]\.([\w-]+)")
+_NAME = r"[\w.\[\]-]+"
+_HEAD = re.compile(rf"(?:Unknown setting ')?({_NAME})(?:' *| = |: | is missing)")
+_KEY = re.compile(r"[A-Za-z_][\w-]*")
 
 
 class DefinitionError(WanlabError):
@@ -55,9 +58,10 @@ def read_shipped(path: Path) -> Record:
     return Record(str(data.get("id")), data, path)
 
 
-def read_finetune(path: Path, shipped: Mapping[str, str]) -> Record:
+def read_finetune(path: Path, shipped: Mapping[str, str], root: Path | None = None) -> Record:
     """A user's definition, ours or WanGP's; one called as a shipped model (`shipped`: name -> id) changes that one.
 
+    root: the workspace that it lies in; its folder of weights is relative to that and stays inside.
     Raises WanlabError with file and line: not JSON, NaN, keys given twice, too deep, a path that leads outside.
     """
     data = _object(path)
@@ -67,7 +71,19 @@ def read_finetune(path: Path, shipped: Mapping[str, str]) -> Record:
     with record.placed():
         if wangp.is_wangp(data):
             data = wangp.convert(data, path.stem, changes=overrides is not None)
+        if root is not None:
+            data = _below(data, root)
     return replace(record, data={**data, "id": record.id})
+
+
+def _below(data: Raw, root: Path) -> Raw:
+    """The data with its folder of weights as a full path."""
+    weights = data.get("weights")
+    folder = weights.get("folder") if isinstance(weights, Mapping) else None
+    if not isinstance(folder, str) or not folder:
+        return data
+    check_inside(folder)
+    return {**data, "weights": {**data["weights"], "folder": str(root / Path(folder).expanduser())}}
 
 
 def _object(path: Path) -> Raw:
@@ -78,17 +94,18 @@ def _object(path: Path) -> Raw:
 
 
 def _placed(error: WanlabError, path: Path) -> WanlabError:
-    line = _line(error.problem, path)
+    problem = error.problem.replace(f"{path.name}.", "")
+    line = _line(problem, path)
     place = f"{path}, line {line}" if line else str(path)
-    problem = error.problem.replace(f"{path.name}.", "", 1)
     return DefinitionError(f"{place}: {problem}", choices=error.choices, remedy=error.remedy)
 
 
 def _line(problem: str, path: Path) -> int | None:
-    """The line of the file that shows what a problem is about: a quoted value, else the last key of a dotted name."""
+    """The line of the file that shows what a problem is about: a quoted value, else the last of the keys it names."""
     text = path.read_text("utf-8-sig", errors="replace")
-    dotted = _DOTTED.findall(problem.partition(" = ")[0])
-    for word in (*_QUOTED.findall(problem), *reversed(dotted)):
+    head = _HEAD.match(problem)
+    keys = _KEY.findall(head[1]) if head else []
+    for word in (*_QUOTED.findall(problem), *reversed(keys)):
         for form in {json.dumps(word), json.dumps(word, ensure_ascii=False)}:
             if (place := text.find(form)) >= 0:
                 return text.count("\n", 0, place) + 1

@@ -52,7 +52,7 @@ def models() -> Iterator[Fact]:
     """The catalogue: what is here, what is broken, and how to get the others."""
     from wanlab import catalog
 
-    absent: dict[str, list[str]] = {"not on this machine": [], "cannot run yet": []}
+    absent: dict[str, list[str]] = {"not here": [], "not yet": []}
     for row in catalog.catalogue():
         if row.error:
             yield Fact(row.id, "failed", row.error, row.remedy)
@@ -64,8 +64,12 @@ def models() -> Iterator[Fact]:
                 name=row.id, status="failed", text="ships with wanlab, and files of it are missing", remedy=remedy
             )
         else:
-            absent["cannot run yet" if row.missing else "not on this machine"].append(row.id)
-    for why, ids in absent.items():
+            absent["not yet" if row.missing else "not here"].append(row.id)
+    texts = {
+        "not here": ("models whose files are not on this machine", "`wanlab models MODEL` says what goes where"),
+        "not yet": ("models that need what wanlab lacks", "`wanlab models MODEL` says what"),
+    }
+    for name, ids in absent.items():
         if ids:
-            remedy = "`wanlab models MODEL` says what goes where"
-            yield Fact(f"{len(ids)} more", "absent", f"{why}: {', '.join(ids)}", remedy, data={"models": ids})
+            text, remedy = texts[name]
+            yield Fact(name, "absent", f"{len(ids)} {text}: {', '.join(ids)}", remedy, data={"models": ids})
