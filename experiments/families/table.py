@@ -21,9 +21,8 @@ def number(side: dict[str, Any], stage: str, key: str, digits: int) -> str:
 
 def speeds(rows: dict[str, dict[str, Any]]) -> list[str]:
     """One line a row: seconds of a step and of the other stages, ours / diffusers."""
-    lines = [
-        "| row | size | tokens | s a step: ours | diffusers | ratio | latents differ by | text | conditions | decode |"
-    ]
+    heads = ["row", "size", "tokens", "s a step: ours", "diffusers", "ratio", "first, last latents differ by"]
+    lines = [f"| {' | '.join([*heads, 'text', 'conditions', 'decode'])} |"]
     lines.append("|---|---|---:|---:|---:|---:|---:|---:|---:|---:|")
     for name, row in rows.items():
         if "ours" not in row:
@@ -39,13 +38,14 @@ def speeds(rows: dict[str, dict[str, Any]]) -> list[str]:
             f"{number(ours, stage, 'seconds', 2)} / {number(theirs, stage, 'seconds', 2)}"
             for stage in ("text", "conditions", "decode")
         ]
-        differ = (
-            " / ".join(f"{f(r[0] for r in row['latents_rel']):.0e}" for f in (max,))
-            if row.get("latents_rel")
-            else row.get("error", "-")
-        )
+        rounds = row.get("latents_rel", [])
+        differ = f"{max(r[0] for r in rounds):.0e}, {max(r[-1] for r in rounds):.0e}" if rounds else "-"
         cells = [name, f"{row['size']}", f"{row['tokens']:,}", *steps, ratio, differ, *pairs]
         lines.append(f"| {' | '.join(cells)} |")
+        if "agrees" in row and not row["agrees"]:
+            lines.append(f"| {name} | **the sides differ by more than rounding** | | | | | | | | |")
+        if "error" in row:
+            lines.append(f"| {name} | {row['error']} | | | | | | | | |")
     return lines
 
 
