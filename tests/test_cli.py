@@ -249,15 +249,15 @@ def test_models_says_what_is_here_and_how_to_get_the_rest(capsys: pytest.Capture
     (place / "model_index.json").write_text("{}")
     assert main(["models"]) == 0
     text = capsys.readouterr().out
-    assert "wan_t2v_1_3b  wan     in part" in text
+    assert "wan_t2v_1_3b wan in part" in " ".join(text.split())
     assert f"in {Path.cwd() / place}" in " ".join(text.split())
     assert max(map(len, text.splitlines())) <= 100 + len(str(Path.cwd()))
     assert main(["models", "--json"]) == 0
     rows = {row["id"]: row for row in json.loads(capsys.readouterr().out)}
-    assert (rows["wan_tiny"]["on_disk"], rows["wan_tiny"]["missing"]) == (True, [])
-    assert "vae/config.json" in rows["wan_t2v_1_3b"]["missing"]
-    assert "model_index.json" not in rows["wan_t2v_1_3b"]["missing"]
-    assert "brings Wan-AI" in rows["wan_t2v_14b"]["remedy"]
+    assert (rows["wan_tiny"]["on_disk"], rows["wan_tiny"]["lacks"]) == (True, [])
+    assert "vae/config.json" in rows["wan_t2v_1_3b"]["lacks"]
+    assert "model_index.json" not in rows["wan_t2v_1_3b"]["lacks"]
+    assert "--download wan_t2v_14b` fetches it from Wan-AI" in rows["wan_t2v_14b"]["remedy"]
 
 
 def test_one_model_in_full(capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,7 +50,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
 def test_a_definition_is_shown_as_text(monkeypatch: pytest.MonkeyPatch) -> None:
     definition = catalog.find("wan_tiny")
     hostile = definition.with_(title=HOSTILE, description=HOSTILE, aliases=[HOSTILE])
-    monkeypatch.setattr(catalog, "find", lambda _: hostile)
+    monkeypatch.setattr(catalog, "find", lambda *_: hostile)
     [row] = [row for row in catalog.catalogue() if row.id == "wan_tiny"]
     changed: Any = type("Row", (), {**vars(row), "title": HOSTILE})
     page = describe(changed, find_workspace())

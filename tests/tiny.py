@@ -64,8 +64,8 @@ FLUX_VAE: dict[str, Any] = {
     "shift_factor": 0.0609,
     "scaling_factor": 1.5035,
 }
-_ENCODER = {"vocab_size": 96, "d_model": 32, "d_kv": 8, "d_ff": 37, "num_layers": 2, "num_heads": 4}
-_ENCODER["relative_attention_num_buckets"] = 8
+ENCODER = {"vocab_size": 96, "d_model": 32, "d_kv": 8, "d_ff": 37, "num_layers": 2, "num_heads": 4}
+ENCODER["relative_attention_num_buckets"] = 8
 
 
 def tiny_wan(folder: Path | str, experts: int = 1, **transformer: Any) -> tuple[Path, dict[str, Any]]:
@@ -80,13 +80,13 @@ def tiny_wan(folder: Path | str, experts: int = 1, **transformer: Any) -> tuple[
     dit = {**WAN_DIT, **transformer}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        networks = [_loud_wan(diffusers.WanTransformer3DModel(**dit)) for _ in range(experts)]
+        networks = [loud_wan(diffusers.WanTransformer3DModel(**dit)) for _ in range(experts)]
         vae = diffusers.AutoencoderKLWan(**WAN_VAE).eval()
         for p in (p for p in vae.parameters() if p.ndim == 1):  # biases that are zero would hide a wrong first frame
             nn.init.normal_(p, 0.1, 0.3)
-        text_encoder = UMT5EncoderModel(UMT5Config(**_ENCODER)).eval()
+        text_encoder = UMT5EncoderModel(UMT5Config(**ENCODER)).eval()
     pipeline = diffusers.WanPipeline(
-        tokenizer=_t5_tokenizer(),
+        tokenizer=t5_tokenizer(),
         text_encoder=text_encoder,
         vae=vae,
         scheduler=diffusers.UniPCMultistepScheduler(
@@ -97,7 +97,7 @@ def tiny_wan(folder: Path | str, experts: int = 1, **transformer: Any) -> tuple[
         boundary_ratio=0.875 if experts == 2 else None,
     )
     pipeline.save_pretrained(folder)
-    architecture = {"transformer": dit, "vae": WAN_VAE, "text_encoder": _ENCODER}
+    architecture = {"transformer": dit, "vae": WAN_VAE, "text_encoder": ENCODER}
     if experts == 2:
         architecture["transformer_2"] = dit
     sampling: dict[str, Any] = {"sampler": "unipc", "num_steps": 4, "flow_shift": 3.0}
@@ -107,7 +107,7 @@ def tiny_wan(folder: Path | str, experts: int = 1, **transformer: Any) -> tuple[
         "sampling": sampling | ({"expert_boundary": 0.875} if experts == 2 else {}),
         "guidance": {"method": "cfg", "guidance_scale": 5.0},
     }
-    return folder, _definition(f"wan_random_{experts}", "wan", folder, architecture, spec)
+    return folder, definition_of(f"wan_random_{experts}", "wan", folder, architecture, spec)
 
 
 def tiny_flux(folder: Path | str, **transformer: Any) -> tuple[Path, dict[str, Any]]:
@@ -126,18 +126,18 @@ def tiny_flux(folder: Path | str, **transformer: Any) -> tuple[Path, dict[str, A
         network = _loud_flux(diffusers.FluxTransformer2DModel(**dit))
         vae = diffusers.AutoencoderKL(**FLUX_VAE).eval()
         text_encoder = CLIPTextModel(CLIPTextConfig(**clip)).eval()
-        text_encoder_2 = T5EncoderModel(T5Config(**_ENCODER)).eval()
+        text_encoder_2 = T5EncoderModel(T5Config(**ENCODER)).eval()
     pipeline = diffusers.FluxPipeline(
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=_clip_tokenizer(),
         text_encoder_2=text_encoder_2,
-        tokenizer_2=_t5_tokenizer(),
+        tokenizer_2=t5_tokenizer(),
         transformer=network,
     )
     pipeline.save_pretrained(folder)
-    architecture = {"transformer": dit, "vae": FLUX_VAE, "text_encoder": clip, "text_encoder_2": _ENCODER}
+    architecture = {"transformer": dit, "vae": FLUX_VAE, "text_encoder": clip, "text_encoder_2": ENCODER}
     spec = {
         "text": {"max_text_tokens": 64},
         "size": {"width": 48, "height": 32, "num_frames": 1, "fps": 1},
@@ -145,7 +145,7 @@ def tiny_flux(folder: Path | str, **transformer: Any) -> tuple[Path, dict[str, A
         "guidance": {"method": "embedded", "guidance_scale": 3.5},
     }
     shift = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
-    definition = _definition("flux_random", "flux", folder, architecture, spec)
+    definition = definition_of("flux_random", "flux", folder, architecture, spec)
     return folder, definition | {"constants": {"dynamic_shift": shift}}
 
 
@@ -158,7 +158,7 @@ def aligned(pipeline: Any) -> Any:
     return pipeline
 
 
-def _definition(
+def definition_of(
     name: str, family: str, folder: Path, architecture: dict[str, Any], spec: dict[str, Any]
 ) -> dict[str, Any]:
     return {
@@ -177,7 +177,7 @@ def _definition(
 
 
 @torch.no_grad()
-def _loud_wan(network: nn.Module) -> nn.Module:
+def loud_wan(network: nn.Module) -> nn.Module:
     """Scale what the prompt acts through by 4 and the velocity by 3, so that guidance + 0.5 moves the latents by over 1
     %."""
     for name, p in network.named_parameters():
@@ -197,7 +197,7 @@ def _loud_flux(network: nn.Module) -> nn.Module:
     return network.eval()
 
 
-def _t5_tokenizer(extra: int = 8) -> Any:
+def t5_tokenizer(extra: int = 8) -> Any:
     from transformers import T5Tokenizer
 
     vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]

@@ -6,17 +6,20 @@ import json
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wanlab.cli._console import command, say
 from wanlab.cli._progress import ProgressLine
 from wanlab.errors import WanlabError
 
+if TYPE_CHECKING:
+    from wanlab.catalog import Definition, Presence
+
 _WIDTH = 100  # columns
 
 
 def run(words: Sequence[str]) -> int:
-    """Print all models, or the one that is named."""
+    """Print all models, or the one that is named; or fetch that one's weights."""
     parser = command("models", "[MODEL] [options]", "List the models and what of them is on this machine.")
     parser.add_argument("model", nargs="?", metavar="MODEL", help="an id or another name of a model, or a definition")
     parser.add_argument("--download", action="store_true", help="fetch what of MODEL is not on this machine")
@@ -48,15 +51,13 @@ def _download(what: str | None, stored_as: str) -> None:
 
 
 def overview() -> list[dict[str, Any]]:
-    """The catalogue's rows, each with `folder`, where most of the files are, and `missing`, what it lacks there."""
+    """The catalogue's rows, each with `folder`, where most of the files are, and `lacks`, the files it lacks there."""
     from wanlab import catalog
 
     rows = []
     for row in catalog.catalogue():
-        definition = catalog.find(row.id)
-        folder, missing = catalog.nearest_folder(definition)
-        remedy = row.remedy and _remedy(definition)
-        rows.append({**row.model_dump(), "remedy": remedy, "folder": folder and str(folder), "missing": missing})
+        folder, lacks = (None, []) if row.error else catalog.nearest_folder(catalog.find(row.id))
+        rows.append({**row.model_dump(), "folder": folder and str(folder), "lacks": [] if row.on_disk else lacks})
     return rows
 
 
@@ -66,17 +67,20 @@ def details(what: str) -> dict[str, Any]:
     from wanlab.spec import GenerationSpec
 
     definition = catalog.find(what)
-    here = catalog.on_disk(definition)
+    here = catalog.presence(definition)
     places = [
         {"folder": str(place), "exists": place.is_dir(), "missing": catalog.missing_files(definition, place)}
         for place in catalog.candidates(definition)
     ]
     return {
-        **definition.model_dump(include={"id", "family", "title", "description", "aliases"}, mode="json"),
-        "weights": definition.weights.model_dump(mode="json"),
-        "folder": None if here is None else str(here),
-        "size": None if here is None else sum(file.stat().st_size for file in here.rglob("*") if file.is_file()),
-        "remedy": "" if here else _remedy(definition),
+        **definition.model_dump(include={"id", "family", "title", "description", "aliases", "missing"}, mode="json"),
+        "weights": definition.weights.model_dump(mode="json", exclude_defaults=True),
+        "folder": None if here.folder is None else str(here.folder),
+        "components": {name: [str(file) for file in files] for name, files in here.files.items()},
+        "lacks": {name: source.path for name, source in here.missing.items()},
+        "on_disk": here.is_complete,
+        "size": here.size,
+        "remedy": _remedy(definition, here),
         "places": places,
         "settings": GenerationSpec.of({**definition.spec, "model": definition.id}).flat(),
         "constants": sorted(definition.constants),
@@ -84,29 +88,39 @@ def details(what: str) -> dict[str, Any]:
     }
 
 
-def _remedy(definition: Any) -> str:
+def _remedy(definition: Definition, here: Presence) -> str:
+    """How to have the weights: the command, or where to put the files."""
+    from wanlab import catalog
     from wanlab.workspace import find_workspace
 
+    if here.is_complete:
+        return ""
     target = Path(definition.weights.folder or find_workspace().checkpoints[0] / definition.id)
-    if definition.weights.repo is None:
-        return f"Put its files into {target}"
-    repo = definition.weights.repo
-    return f"`wanlab models {definition.id} --download` brings {repo} from the hub; or put its files into {target}"
+    place = f"put its files into {target}" if definition.weights.is_folder else f"put its files into {target.parent}"
+    return f"{catalog.remedy(definition, here)}; or {place}"
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
     heads = ("model", "family", "on disk", "title")
-    cells = [(row["id"], row["family"], _size(row), row["title"]) for row in rows]
+    cells = [(row["id"], row["family"], _size(row), _title(row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
     lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in (heads, *cells)]
-    absent = [row for row in rows if not row["on_disk"]]
-    for row in absent:
-        where = f"{len(row['missing'])} files in {row['folder']}" if row["folder"] else "all its files"
+    for row in (row for row in rows if row["folder"] and not row["on_disk"]):
+        where = f"{len(row['lacks'])} files in {row['folder']}"
         lines += ["", *_wrapped(f"{row['id']} lacks {where}. {row['remedy']}.", "")]
-    return "\n".join(lines)
+    for row in (row for row in rows if row["error"]):
+        lines += ["", *_wrapped(f"{row['id']} is broken. {row['error']}", "")]
+    hint = "`wanlab models MODEL` says what a model lacks; `wanlab models --download MODEL` fetches it."
+    return "\n".join([*lines, "", hint])
+
+
+def _title(row: dict[str, Any]) -> str:
+    return f"{row['title']} (cannot run yet)" if row["missing"] else row["title"]
 
 
 def _size(row: dict[str, Any]) -> str:
+    if row.get("error"):
+        return "broken"
     if row["size"] is not None:
         return f"{row['size'] / 1e6:,.1f} MB"
     return "in part" if row["folder"] else "no"
@@ -114,19 +128,24 @@ def _size(row: dict[str, Any]) -> str:
 
 def _page(found: dict[str, Any]) -> str:
     source = found["weights"]
-    repo = f"https://huggingface.co/{source['repo']}" if source["repo"] else ""
+    repo = f"https://huggingface.co/{source['repo']}" if source.get("repo") else ""
+    files = {name: ", ".join(paths) for name, paths in found["components"].items()}
+    weights = found["folder"] or ("a file for each network" if found["on_disk"] else "not on this machine")
     lines = [f"{found['id']}: {found['title']}", *_wrapped(found["description"])]
     lines += _facts(
         {
             "family": found["family"],
             "other names": ", ".join(found["aliases"]),
-            "weights": f"{found['folder']} ({_size(found)})" if found["folder"] else "not on this machine",
+            "cannot run yet": found["missing"],
+            "weights": f"{weights} ({_size(found)})" if found["on_disk"] else weights,
             "remedy": found["remedy"],
             "source": repo,
-            "files": ", ".join(source["files"]),
+            "files": ", ".join(source.get("files", [])),
+            **files,
+            **{f"lacks {name}": path for name, path in found["lacks"].items() if not found["on_disk"]},
         }
     )
-    lines += ["", "Looked for in"]
+    lines += ["", "Looked for in"] if found["places"] else []
     lines += [line for place in found["places"] for line in _wrapped(f"{place['folder']}: {_state(place)}")]
     lines += ["", "Settings and their defaults"]
     lines += _facts({name: _cut(json.dumps(value, ensure_ascii=False)) for name, value in found["settings"].items()})

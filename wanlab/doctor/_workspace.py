@@ -17,8 +17,11 @@ def workspace() -> Iterator[Fact]:
     why = f"it holds {MARKER}" if marker.is_file() else f"no {MARKER} from here upward, so the user's data folder"
     yield Fact("root", "note", f"{home(found.root)} ({why})", data={"root": str(found.root)})
     yield from _folders(found)
-    for place in found.checkpoints:
-        yield _counted("checkpoints", place, "models")
+    for root in found.roots:
+        if root.kind == "folder":
+            yield _counted("checkpoints", root.path, "models")
+        else:
+            yield _counted(root.kind, root.path, "entries")
     there = next(place for place in (found.root, *found.root.parents) if place.is_dir())
     free = shutil.disk_usage(there).free
     yield Fact("disk", "note", f"{size(free)} free", data={"free": free})
@@ -46,11 +49,14 @@ def _counted(name: str, place: Path, what: str) -> Fact:
 
 
 def models() -> Iterator[Fact]:
-    """The catalogue: what is here, and how to get the others."""
+    """The catalogue: what is here, what is broken, and how to get the others."""
     from wanlab import catalog
 
+    absent: dict[str, list[str]] = {"not on this machine": [], "cannot run yet": []}
     for row in catalog.catalogue():
-        if row.on_disk:
+        if row.error:
+            yield Fact(row.id, "failed", row.error, row.remedy)
+        elif row.on_disk:
             yield Fact(row.id, "ok", f"{row.title}, {size(row.size or 0)}", data={"size": row.size})
         elif catalog.find(row.id).weights.asset:
             remedy = "Install it again: pip install --force-reinstall wanlab"
@@ -58,5 +64,8 @@ def models() -> Iterator[Fact]:
                 name=row.id, status="failed", text="ships with wanlab, and files of it are missing", remedy=remedy
             )
         else:
-            remedy = f"`wanlab models {row.id}` says what goes where"
-            yield Fact(row.id, "absent", f"{row.title}, not on this machine", remedy)
+            absent["cannot run yet" if row.missing else "not on this machine"].append(row.id)
+    for why, ids in absent.items():
+        if ids:
+            remedy = "`wanlab models MODEL` says what goes where"
+            yield Fact(f"{len(ids)} more", "absent", f"{why}: {', '.join(ids)}", remedy, data={"models": ids})

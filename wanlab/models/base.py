@@ -113,7 +113,7 @@ class Model(Networks):
         return offers(self)
 
     def sigmas(self, spec: GenerationSpec) -> Tensor:
-        """Noise levels, float64 on the CPU, one more than steps, from noise to data: the spec's own, else the schedule's.
+        """Noise levels, float64 on the CPU, one more than steps, falling: the spec's own, else the schedule's.
 
         A denoising_strength below 1 leaves out the first levels, as diffusers' WanVideoToVideoPipeline does.
         """

@@ -1,6 +1,7 @@
-"""Wan 2.1 and 2.2 (one or two experts), text to video: diffusers' networks, our forward around them.
+"""Wan 2.1 and 2.2 (one or two experts) from text, pictures and video: diffusers' networks, our forward around them.
 
-Source: diffusers 0.42.1, transformer_wan.py and pipeline_wan.py; the split is bit-equal to WanTransformer3DModel.
+Source: diffusers 0.42.1, transformer_wan.py, pipeline_wan.py, pipeline_wan_i2v.py and pipeline_wan_video2video.py; the
+split is bit-equal to WanTransformer3DModel.
 """
 
 from __future__ import annotations
@@ -8,31 +9,40 @@ from __future__ import annotations
 import functools
 import html
 import re
-from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
-from torch import Tensor, nn
-from transformers import UMT5EncoderModel
+from torch import Tensor
+from transformers import CLIPVisionModel, UMT5EncoderModel
 
-from wanlab.attention.sdpa import sdpa
-from wanlab.models._processor import SiteProcessor
+from wanlab import media
+from wanlab.errors import WanlabError
+from wanlab.models import _wan_inputs as inputs
 from wanlab.models._tokenizer import count_tokens, load_tokenizer
+from wanlab.models._wan_blocks import plan_block
 from wanlab.models._wan_vae import decode_clip
 from wanlab.models.base import Check, Geometry, Model
 from wanlab.registry import FAMILIES
-from wanlab.sites import AttentionSite, BlockPlan, Branch, Layout, Stack, StepContext, Streams
+from wanlab.sites import NO_CONDITIONS, Branch, Conditions, Layout, Stack, StepContext, Streams
+from wanlab.spec import GenerationSpec, MediaRef
 
-_COMPONENTS = {"text_encoder": UMT5EncoderModel, "vae": AutoencoderKLWan}
+_COMPONENTS = {"text_encoder": UMT5EncoderModel, "image_encoder": CLIPVisionModel, "vae": AutoencoderKLWan}
 
 
 @FAMILIES.register("wan")
 class Wan(Model):
-    """Text to video by WanTransformer3DModel, UMT5 and AutoencoderKLWan."""
+    """Video by WanTransformer3DModel, UMT5, AutoencoderKLWan and, for Wan 2.1 from pictures, CLIP.
+
+    What a checkpoint takes follows from its network: 20 more channels than it gives (a mask of 4 and latents of 16) are
+    for first and last frames; `expand_timesteps` (TI2V-5B) takes a first frame as a clean latent frame at timestep 0;
+    every one takes a video to start from.
+    """
 
     family = "wan"
-    pipelines = ("WanPipeline",)
+    pipelines = ("WanPipeline", "WanImageToVideoPipeline", "WanVideoToVideoPipeline")
+    optional_encoders = ("image_encoder",)
 
     @classmethod
     def component_class(cls, component: str) -> Any:
@@ -47,60 +57,183 @@ class Wan(Model):
             frame_stride=frames,
             pixel_stride=pixels,
             pixel_multiple=pixels * max(patch[1:]),
-            channels=network["in_channels"],
+            channels=self.config("vae")["z_dim"],
             max_pixels=longest * pixels * max(patch[1:]),
             max_frames=(longest * patch[0] - 1) * frames + 1,
         )
+
+    @functools.cached_property
+    def expand_timesteps(self) -> bool:
+        """Whether a first frame is a clean latent frame with a timestep of its own (TI2V)."""
+        return bool(self.constants.get("expand_timesteps", self.index.get("expand_timesteps", False)))
+
+    @functools.cached_property
+    def _network(self) -> dict[str, Any]:
+        """The configuration of the (first) transformer."""
+        return self.config(self.experts_present[0])
+
+    @functools.cached_property
+    def _reads_frames(self) -> bool:
+        """Whether first and last frames enter as channels."""
+        return bool(self._network["in_channels"] > self.geometry.channels)
+
+    @functools.cached_property
+    def accepts(self) -> tuple[str, ...]:
+        names = ["video", "mask", "fit"]
+        if self._reads_frames or self.expand_timesteps:
+            names.append("image")
+        clip_reads_both = self._network["image_dim"] is None or self._network["pos_embed_seq_len"] is not None
+        if self._reads_frames and (clip_reads_both or self.constants.get("last_frame", False)):
+            names.append("last_image")
+        return tuple(names)
+
+    @functools.cached_property
+    def needs(self) -> tuple[str, ...]:
+        if not self._reads_frames:
+            return ()
+        return ("image",) if self._network["pos_embed_seq_len"] is None else ("image", "last_image")
 
     @property
     def text_tokens(self) -> int:
         return 512  # WanPipeline's default; zeros after the prompt's end are part of what the network was trained on
 
     def _build_stack(self, expert: str) -> Stack:
-        network = self.parts[expert].module
-        layout = Layout()
-        plans = [self._plan(f"blocks.{i}", block, layout) for i, block in enumerate(network.blocks)]
+        network, layout = self.parts[expert].module, Layout()
+        plans = [plan_block(f"blocks.{i}", block, layout, self.lock) for i, block in enumerate(network.blocks)]
         return Stack(expert, network, plans, layout, self.lock)
 
-    def _plan(self, name: str, block: nn.Module, layout: Layout) -> BlockPlan:
-        sites: dict[str, AttentionSite] = {}
-        for part, role in (("attn1", "self"), ("attn2", "cross")):
-            attention = cast(Any, getattr(block, part))
-            site = AttentionSite(
-                f"{name}.{part}", role, sdpa, layout, attention.inner_dim // attention.heads, self.lock
-            )
-            attention.set_processor(WanSiteProcessor(site))
-            sites[part] = site
-        return BlockPlan(name, "block", block, run_block, sites)
-
     def embed(self, latents: Tensor, ctx: StepContext, branch: Branch) -> Streams:
-        stack = self.stacks[ctx.expert]
+        stack, conditions = self.stacks[ctx.expert], branch.conditions
         network = cast(Any, stack.network)
-        latents = latents.to(self.dtype)
         batch = latents.shape[0]
+        if conditions.channels is not None:
+            latents = torch.cat([latents, _share(conditions.channels.to(latents), batch)], 1)
+        latents = latents.to(self.dtype)
         tokens = network.patch_embedding(latents)
         grid = tuple(tokens.shape[2:])
-        tokens = tokens.flatten(2).transpose(1, 2).contiguous()
-        text = branch.text["embeds"].to(self.device, self.dtype)
-        text = text if text.shape[0] == batch else text.expand(batch, -1, -1)
-        timestep = torch.as_tensor(ctx.timestep, dtype=torch.float32, device=self.device).expand(batch)
-        temb, proj, text, _ = network.condition_embedder(timestep, text, None, timestep_seq_len=None)
-        stack.layout.grid = grid
+        time, blocks = self._time(network, ctx, conditions, grid, batch)
+        context = self._context(network, branch, batch)
+        stack.layout.grid, stack.layout.image = grid, context.shape[1] - branch.text["embeds"].shape[1]
         return Streams(
-            tokens={"video": tokens, "text": text},
-            modulation={"time": temb, "blocks": proj.unflatten(1, (6, -1))},
+            tokens={"video": tokens.flatten(2).transpose(1, 2).contiguous(), "text": context},
+            modulation={"time": time, "blocks": blocks},
             rope=network.rope(latents),
             grid=grid,
         )
 
+    def _time(
+        self, network: Any, ctx: StepContext, conditions: Conditions, grid: tuple[int, ...], batch: int
+    ) -> tuple[Tensor, Tensor]:
+        """Embeddings of the timestep, (B, D) and (B, 6, D); (B, L, D) and (B, L, 6, D) where tokens differ."""
+        embedder = network.condition_embedder
+        timestep = torch.as_tensor(ctx.timestep, dtype=torch.float32, device=self.device).expand(batch)
+        clean = conditions.free is not None and conditions.noise is None
+        if clean:
+            height, width = (a // b for a, b in zip(conditions.free.shape[-2:], grid[1:], strict=True))
+            free = _share(conditions.free[:, 0, :, ::height, ::width].flatten(1).to(timestep), batch)
+            timestep = (free * timestep[:, None]).flatten()
+        projected = embedder.timesteps_proj(timestep)
+        if clean:
+            projected = projected.unflatten(0, (batch, -1))
+        time = embedder.time_embedder(projected.to(embedder.time_embedder.linear_1.weight.dtype)).to(self.dtype)
+        return time, embedder.time_proj(embedder.act_fn(time)).unflatten(-1, (6, -1))
+
+    def _context(self, network: Any, branch: Branch, batch: int) -> Tensor:
+        """What cross attention reads, (B, image tokens + text tokens, D)."""
+        embedder = network.condition_embedder
+        text = _share(embedder.text_embedder(branch.text["embeds"].to(self.device, self.dtype)), batch)
+        if not branch.conditions.tokens:
+            return text
+        image = branch.conditions.tokens["image"].to(self.device, self.dtype)
+        if embedder.image_embedder.pos_embed is not None:  # it joins the tokens of the two pictures itself
+            image = image.unflatten(1, (2, -1)).flatten(0, 1)
+        image = embedder.image_embedder(image)
+        return torch.cat([_share(image, batch), text], 1)
+
     def head(self, streams: Streams, ctx: StepContext) -> Tensor:
         network = cast(Any, self.stacks[ctx.expert].network)
-        tokens, temb = streams.tokens["video"], streams.modulation["time"]
-        shift, scale = (network.scale_shift_table + temb.unsqueeze(1)).chunk(2, dim=1)
+        tokens, time = streams.tokens["video"], streams.modulation["time"]
+        time = time.unsqueeze(1) if time.ndim == 2 else time
+        shift, scale = (network.scale_shift_table[:, i : i + 1] + time for i in range(2))
         tokens = (network.norm_out(tokens.float()) * (1 + scale) + shift).type_as(tokens)
         tokens = network.proj_out(tokens).unflatten(1, streams.grid).unflatten(-1, (*network.config.patch_size, -1))
         # (B, T, H, W, pt, ph, pw, C) to (B, C, T pt, H ph, W pw)
         return tokens.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
+
+    # Pictures and video
+
+    @torch.no_grad()
+    def encode_conditions(self, spec: GenerationSpec, window: int | None = None, previous: Any = None) -> Conditions:
+        if window is not None or previous is not None:
+            raise WanlabError("Windows of a longer video cannot be made yet", remedy="Leave window and previous out")
+        spec = self.resolve(spec)
+        self.check_media(spec)
+        found = NO_CONDITIONS
+        if spec.media.image is not None and self._reads_frames:
+            found = self._frame_channels(spec)
+        elif spec.media.image is not None:
+            found = self._clean_first_frame(spec)
+        return self._start_video(spec, found) if spec.media.video is not None else found
+
+    def check_media(self, spec: GenerationSpec) -> None:
+        super().check_media(spec)
+        if spec.media.image is not None and spec.media.video is not None and not self._reads_frames:
+            raise WanlabError(f"{self.id} starts from an image or from a video, not from both", remedy="Leave one out")
+        if spec.media.last_image is not None and spec.size.num_frames == 1:
+            raise WanlabError("One frame cannot be both first and last", remedy="Give num_frames of at least 5")
+
+    def _frame_channels(self, spec: GenerationSpec) -> Conditions:
+        """Mask and latents of the given frames as channels, and what CLIP sees in them where the network reads it."""
+        first, last = spec.media.image, spec.media.last_image
+        pictures = [inputs.picture(ref, spec) if ref is not None else None for ref in (first, last)]
+        video, known = inputs.first_frame_video(pictures[0], pictures[1], inputs.length(spec))
+        latents = self._encode_pixels(video)
+        mask = inputs.mask_channels(known, self.geometry.frame_stride, *latents.shape[-2:])
+        tokens = None
+        if self._network["image_dim"] is not None:
+            both = self._network["pos_embed_seq_len"] is not None
+            tokens = {"image": self._see([ref for ref in (first, last if both else None) if ref is not None])}
+        return Conditions(channels=torch.cat([mask.to(latents), latents], 1), tokens=tokens)
+
+    def _clean_first_frame(self, spec: GenerationSpec) -> Conditions:
+        """The picture as the first latent frame, which stays as it is."""
+        assert spec.media.image is not None
+        frame = self._encode_pixels(inputs.picture(spec.media.image, spec))
+        channels, frames, height, width = self.latent_shape(spec)
+        known = frame.new_zeros(1, channels, frames, height, width)
+        free = frame.new_ones(1, 1, frames, height, width)
+        known[:, :, :1], free[:, :, :1] = frame, 0
+        return Conditions(known=known, free=free)
+
+    def _start_video(self, spec: GenerationSpec, conditions: Conditions) -> Conditions:
+        """The video to start from and, with a mask, what of it is put back at every step."""
+        assert spec.media.video is not None
+        known = self._encode_pixels(inputs.whole_clip(spec.media.video, spec))
+        if spec.media.mask is None:
+            return replace(conditions, known=known)
+        pixels = inputs.mask(spec.media.mask, spec, inputs.length(spec))
+        free = inputs.latent_mask(pixels, self.geometry).to(known)
+        steps = spec.sampling.num_steps if spec.sampling.sigmas is None else len(spec.sampling.sigmas) - 1
+        strength = spec.sampling.masking_strength
+        kept = None if strength == 1 else -int(-steps * strength // 1)
+        return replace(conditions, known=known, free=free, noise=self.initial_noise(spec), kept_steps=kept)
+
+    def _encode_pixels(self, pixels: Tensor) -> Tensor:
+        """Normalised latents, float32 on the device, of pixels (1, 3, T, H, W) in [-1, 1]."""
+        with self.resident("vae") as vae:
+            return inputs.encode_clip(vae, pixels.to(self.device), lambda _: self.check())
+
+    def _see(self, refs: list[MediaRef]) -> Tensor:
+        """CLIP's last hidden states but one, (1, 257 for each picture, D)."""
+        from PIL import Image
+
+        pictures = [Image.fromarray(media.read_image(ref)) for ref in refs]
+        pixels = inputs.clip_processor(self.folder)(images=pictures, return_tensors="pt").pixel_values
+        with self.resident("image_encoder") as encoder:
+            seen = encoder(pixels.to(self.device, encoder.dtype), output_hidden_states=True).hidden_states[-2]
+        return cast(Tensor, seen.flatten(0, 1)[None])
+
+    # Text and pixels
 
     @functools.cached_property
     def tokenizer(self) -> Any:
@@ -123,17 +256,12 @@ class Wan(Model):
     def decode_pixels(self, latents: Tensor, check: Check | None = None) -> Tensor:
         with self.resident("vae") as vae:
             latents = latents.to(self.vae_dtype)
-            mean, std = (
-                torch.tensor(vae.config[key], device=latents.device, dtype=latents.dtype).view(1, -1, 1, 1, 1)
-                for key in ("latents_mean", "latents_std")
-            )
-            return decode_clip(vae, latents / (1.0 / std) + mean, check)
+            return decode_clip(vae, inputs.denormalised(vae, latents), check)
 
 
-def run_block(block: Callable[..., Any], streams: Streams) -> Streams:
-    """Call a WanTransformerBlock, or its compiled form, on the streams."""
-    tokens = streams.tokens
-    return streams.with_tokens(video=block(tokens["video"], tokens["text"], streams.modulation["blocks"], streams.rope))
+def _share(tensor: Tensor, batch: int) -> Tensor:
+    """What all samples share, for each of them."""
+    return tensor if tensor.shape[0] == batch else tensor.expand(batch, *tensor.shape[1:])
 
 
 def clean_prompt(prompt: str) -> str:
@@ -142,34 +270,3 @@ def clean_prompt(prompt: str) -> str:
     ftfy repairs mis-decoded characters; a spec must not mean something else where it happens to be installed.
     """
     return re.sub(r"\s+", " ", html.unescape(html.unescape(prompt)).strip()).strip()
-
-
-class WanSiteProcessor(SiteProcessor):
-    """Wan's attention with the function taken from a site: projections and RoPE as in diffusers' WanAttnProcessor."""
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        rotary_emb: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
-        source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        q, k, v = attn.to_q(hidden_states), attn.to_k(source), attn.to_v(source)
-        q, k = attn.norm_q(q), attn.norm_k(k)
-        q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in (q, k, v))
-        if rotary_emb is not None:
-            q, k = rotate(q, *rotary_emb), rotate(k, *rotary_emb)
-        out = self.site(q, k, v, attention_mask).flatten(2, 3).type_as(q)
-        return cast(Tensor, attn.to_out[1](attn.to_out[0](out)))
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding of (B, L, H, D) by tables (1, L, 1, D); pairs are neighbours."""
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = cos[..., 0::2], sin[..., 1::2]
-    out = torch.empty_like(x)
-    out[..., 0::2] = even * cos - odd * sin
-    out[..., 1::2] = even * sin + odd * cos
-    return out.type_as(x)

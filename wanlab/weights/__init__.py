@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from wanlab.weights._header import Entry, Header, read_header
     from wanlab.weights._layouts import Layout, recognise
     from wanlab.weights._load import load_component, load_module, unload
-    from wanlab.weights._locate import locate, roots
+    from wanlab.weights._locate import locate
 
 _HOME = {
     "Checkpoint": "_checkpoint",
@@ -37,7 +37,6 @@ _HOME = {
     "load_module": "_load",
     "unload": "_load",
     "locate": "_locate",
-    "roots": "_locate",
 }
 __all__ = [
     "Checkpoint",
@@ -56,7 +55,6 @@ __all__ = [
     "locate",
     "read_header",
     "recognise",
-    "roots",
     "unload",
 ]
 __getattr__ = lazy(__name__, _HOME)

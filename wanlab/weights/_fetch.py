@@ -7,12 +7,12 @@ import posixpath
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from wanlab.catalog import Definition, FileSource, missing_files
+from wanlab.catalog import Definition, FileSource, choose, missing_files
 from wanlab.errors import WanlabError
 from wanlab.weights._checkpoint import Checkpoint, checkpoint_in
 from wanlab.weights._component import absent_shards
 from wanlab.weights._http import Remote, Transfer, fetch
-from wanlab.weights._locate import choose, find, locate, origin, place_of, target_of
+from wanlab.weights._locate import find, locate, origin, place_of, target_of
 from wanlab.workspace import Workspace, find_workspace
 
 __all__ = ["Transfer", "download"]
@@ -36,7 +36,7 @@ def download(
     """
     workspace = workspace or find_workspace()
     found = find(definition, workspace, stored_as, dtype)
-    lacking = [s for s in _files(definition, stored_as, dtype) if place_of(s, workspace) is None]
+    lacking = [s for s in _files(definition, workspace, stored_as, dtype) if place_of(s, workspace) is None]
     if isinstance(found, Checkpoint):
         lacking = [s for s in definition.preload if place_of(s, workspace) is None]
         if not lacking:
@@ -49,13 +49,17 @@ def download(
     return found if isinstance(found, Checkpoint) else locate(definition, workspace, stored_as=stored_as, dtype=dtype)
 
 
-def _files(definition: Definition, stored_as: str, dtype: str) -> Iterator[FileSource]:
-    """The variant of every file that a download takes."""
-    for source in definition.weights.components.values():
-        for position, variants in enumerate((source.variants, *source.modules)):
-            is_other = stored_as not in {v.stored_as for v in variants}
-            anything = is_other and (position > 0 or len(variants) == 1)
-            yield choose(variants, "auto" if anything else stored_as, dtype)[0]
+def _files(definition: Definition, workspace: Workspace, stored_as: str, dtype: str) -> Iterator[FileSource]:
+    """The variant of every file that a download takes; what is here already counts."""
+    wanted = None if dtype == "auto" else dtype
+    for component in definition.weights.components.values():
+        groups = [component.variants, *component.modules]
+        for variants in groups:
+            here = [v for v in variants if place_of(v, workspace) is not None]
+            chosen = choose(variants, stored_as, wanted, here)
+            yield chosen
+            if chosen.holds_modules:
+                break
     yield from definition.preload
 
 

@@ -91,12 +91,15 @@ class ModelPicker(widgets.VBox):
 
 def describe(row: catalog.Row, workspace: Workspace) -> str:
     """A model as HTML: what it is, where it lies or what is missing, its settings' defaults."""
-    definition = catalog.find(row.id)
+    if row.error:
+        return f"<b>{html.escape(row.id)}</b><div>{html.escape(row.error)}</div>"
+    definition = catalog.find(row.id, workspace)
     facts = [("id", row.id), ("family", row.family), ("also called", ", ".join(definition.aliases))]
     if row.on_disk:
         facts.append(("on this disk", f"yes, {(row.size or 0) / 1e6:,.1f} MB"))
     else:
         facts += [("on this disk", "no"), ("missing", missing(definition, workspace)), ("remedy", row.remedy)]
+    facts.append(("cannot run yet", definition.missing))
     facts.append(("default settings", _defaults(definition)))
     lines = "".join(
         f'<tr><th style="text-align:left;vertical-align:top;padding-right:12px;white-space:nowrap">{name}</th>'

@@ -1,0 +1,210 @@
+"""All definitions by name: those that ship with wanlab, and the user's finetunes; references are followed here."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wanlab.catalog._definition import Definition
+from wanlab.catalog._merge import Raw, merged
+from wanlab.catalog._source import Record, read_finetune, read_shipped
+from wanlab.errors import WanlabError, shorten
+from wanlab.files import resource
+from wanlab.spec.problems import nearest
+from wanlab.workspace import Workspace, find_workspace
+
+MAX_DEPTH = 10
+"""References from one definition to the next that are followed."""
+LORAS = "LoRAs: part of this checkpoint is a LoRA file, and wanlab cannot apply LoRAs yet"
+
+
+@dataclass
+class Library:
+    """Definitions by id. What one of them gets wrong is kept in `errors` and raised when that one is asked for."""
+
+    records: dict[str, Record] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+    """Every name, ids and aliases, with the id it stands for."""
+    errors: dict[str, WanlabError] = field(default_factory=dict)
+    shipped: Library | None = None
+    """The library of the definitions below the user's; None in that library itself."""
+    _raws: dict[str, Raw] = field(default_factory=dict)
+    _made: dict[str, Definition] = field(default_factory=dict)
+
+    def add(self, record: Record) -> None:
+        """Take a definition in. Raises WanlabError for a name that another one has."""
+        names = (record.id, *map(str, record.data.get("aliases") or ()))
+        for name in names:
+            owner = self.id_of(name)
+            if owner is not None and (owner != record.overrides or owner in self.records):
+                raise WanlabError(
+                    f"{record.path}: the name {shorten(name)} already belongs to {owner!r}",
+                    remedy="Give this definition another name",
+                )
+        self.records[record.id] = record
+        self.names |= dict.fromkeys(names, record.id)
+
+    def id_of(self, name: str) -> str | None:
+        """The id that a name stands for, here or among the shipped definitions; None for a name of nobody."""
+        return self.names.get(name) or (self.shipped.names.get(name) if self.shipped is not None else None)
+
+    def find(self, name: str) -> Definition:
+        """The definition that a name stands for. Raises WanlabError: the nearest names, or what is wrong with it."""
+        found = self._holder(name)
+        if found is None:
+            assert self.shipped is not None, "somebody holds it"
+            return self.shipped.find(name)
+        if found not in self._made:
+            record = self.records[found]
+            with record.placed():
+                self._made[found] = self.finish(self.raw(found), record.origin)
+        return self._made[found]
+
+    def _holder(self, name: str) -> str | None:
+        """The id of a definition of this library, None for one of the shipped below. Raises WanlabError for others."""
+        found = self.id_of(name) or name
+        if found in self.errors:
+            raise self.errors[found]
+        if found in self.records:
+            return found
+        if self.shipped is not None and found in self.shipped.records:
+            return None
+        known = {*self.names, *self.errors, *(self.shipped.names if self.shipped else ())}
+        hint = " ".join(filter(None, [nearest(name, known), "wanlab.catalogue() lists them"]))
+        raise WanlabError(f"Unknown model {shorten(name)}", choices=self.ids(), remedy=hint)
+
+    def ids(self) -> list[str]:
+        """Ids of all definitions, broken ones included."""
+        return sorted({*self.records, *self.errors, *(self.shipped.records if self.shipped else ())})
+
+    def finish(self, raw: Raw, origin: str = "") -> Definition:
+        """The checked definition of data whose references are resolved."""
+        raw = dict(raw)
+        if isinstance(table := raw.get("architecture"), Mapping):
+            raw["architecture"] = {name: table.get(v) if isinstance(v, str) else v for name, v in table.items()}
+        if raw.get("loras") and not raw.get("missing"):
+            raw["missing"] = LORAS
+        return Definition.of(raw, origin)
+
+    def raw(self, name: str, chain: tuple[str, ...] = ()) -> Raw:
+        """The data of a definition with its base merged in and the references of its weights resolved."""
+        found = self._holder(name)
+        if found is None:
+            assert self.shipped is not None, "somebody holds it"
+            return self.shipped.raw(name, chain)
+        chain = (*chain, found)
+        if found in chain[:-1]:
+            circle = " -> ".join(chain)
+            raise WanlabError(f"{name!r} leads back to itself: {circle}", remedy="Break this circle of references")
+        if len(chain) > MAX_DEPTH + 1:
+            remedy = "Refer to the model at the end of the chain"
+            raise WanlabError(f"{name!r} is more than {MAX_DEPTH} references away: {' -> '.join(chain)}", remedy=remedy)
+        if found not in self._raws:
+            record = self.records[found]
+            with record.placed():
+                self._raws[found] = self.resolved(record.data, chain, overrides=record.overrides)
+        return self._raws[found]
+
+    def resolved(self, data: Raw, chain: tuple[str, ...] = (), *, overrides: str | None = None) -> Raw:
+        """`data` with its base merged in and the references of its weights resolved.
+
+        overrides: id of the shipped definition that it is laid over, keeping that one's name.
+        """
+        weights = data.get("weights")
+        if isinstance(weights, Mapping) and isinstance(parts := weights.get("components"), Mapping):
+            resolved = {name: self._component(name, part, chain) for name, part in parts.items()}
+            data = {**data, "weights": {**weights, "components": resolved}}
+        if isinstance(data.get("loras"), str):
+            data = {**data, "loras": self.raw(data["loras"], chain).get("loras") or []}
+        if overrides is not None:
+            assert self.shipped is not None, "only finetunes override"
+            over = {k: v for k, v in data.items() if k not in ("id", "base")}
+            return merged(self.shipped.raw(overrides), over, same=True)
+        if (base := data.get("base")) is None:
+            return data
+        if not isinstance(base, str):
+            raise WanlabError(f"base = {shorten(base)} names no model", remedy="Give the id of one")
+        return merged(self.raw(base, chain), data)
+
+    def _component(self, name: str, part: Any, chain: tuple[str, ...]) -> Any:
+        """A component's files; it, its variants, its modules or one of them may be the id of a model that has them."""
+        if isinstance(part, str):
+            return self._borrowed(part, name, chain)
+        if not isinstance(part, Mapping):
+            return part
+        found = dict(part)
+        variants = found.get("variants")
+        if isinstance(variants, str | list | tuple):
+            several = [variants] if isinstance(variants, str) else variants
+            groups = (self._borrowed(v, name, chain)["variants"] if isinstance(v, str) else [v] for v in several)
+            found["variants"] = [variant for group in groups for variant in group]
+        modules = found.get("modules")
+        if isinstance(modules, str):
+            found["modules"] = self._modules(modules, name, chain)
+        elif isinstance(modules, list | tuple):
+            lists = (self._modules(m, name, chain) if isinstance(m, str) else [m] for m in modules)
+            found["modules"] = [module for group in lists for module in group]
+        return found
+
+    def _borrowed(self, owner: str, component: str, chain: tuple[str, ...]) -> Raw:
+        parts = (self.raw(owner, chain).get("weights") or {}).get("components") or {}
+        if not isinstance(parts.get(component), Mapping):
+            raise WanlabError(f"{owner!r} has no files of a {component} to refer to", choices=parts)
+        return {"variants": [], **parts[component]}
+
+    def _modules(self, owner: str, component: str, chain: tuple[str, ...]) -> list[Any]:
+        """A model's modules; those of a model with one expert fit both experts of another."""
+        parts = (self.raw(owner, chain).get("weights") or {}).get("components") or {}
+        found = (parts.get(component) or parts.get("transformer") or {}).get("modules")
+        if not found:
+            raise WanlabError(f"{owner!r} has no module to refer to", remedy="Name a model that has modules")
+        return list(found)
+
+
+@functools.cache
+def _shipped() -> Library:
+    library = Library()
+    for path in sorted(resource("defaults").glob("*.json")):
+        library.add(read_shipped(path))
+    return library
+
+
+def library(workspace: Workspace | None = None) -> Library:
+    """The shipped definitions with a workspace's finetunes over them. Reads `finetunes/*.json`, never the network."""
+    shipped = _shipped()
+    paths = sorted((workspace or find_workspace()).finetunes.glob("*.json"))
+    if not paths:
+        return shipped
+    found = Library(shipped=shipped)
+    for path in paths:
+        name = shipped.names.get(path.stem, path.stem)
+        try:
+            found.add(read_finetune(path, shipped.names))
+        except WanlabError as error:
+            found.errors[name] = error
+    return found
+
+
+def find(what: str | Path | Mapping[str, Any] | Definition | Any, workspace: Workspace | None = None) -> Definition:
+    """The definition that `what` names.
+
+    `what`: an id, an alias (WanGP's id, the hub's repository), the path of a definition's JSON, a dictionary, a
+    `GenerationSpec` (its model), or a Definition. The user's finetunes come first. Raises `WanlabError` with the
+    nearest names, or with what is wrong in the finetune's file.
+    """
+    if isinstance(what, Definition):
+        return what
+    known = library(workspace)
+    if isinstance(what, Mapping):
+        return known.finish(known.resolved(dict(what)))
+    if isinstance(what, Path) or (isinstance(what, str) and what.endswith(".json")):
+        record = read_finetune(Path(what), {})
+        with record.placed():
+            return known.finish(known.resolved(record.data), record.origin)
+    name = what if isinstance(what, str) else getattr(what, "model", None)
+    if not isinstance(name, str):
+        raise WanlabError(f"{shorten(what, 80)} names no model", remedy="Give an id, a definition or a spec")
+    return known.find(name)

@@ -1,0 +1,81 @@
+"""A user's own settings of a model, in the workspace's `configs`: defaults that were chosen, and the last ones used."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from wanlab.catalog._definition import Definition
+from wanlab.errors import WanlabError, shorten
+from wanlab.files import atomic_write, read_json, safe_path
+from wanlab.spec import GenerationSpec, plain
+from wanlab.spec.generation import LAYOUT
+from wanlab.spec.migrations import SCHEMA, upgrade
+from wanlab.workspace import Workspace, find_workspace
+
+Settings = dict[str, Any]
+
+
+def user_defaults(definition: Definition, workspace: Workspace | None = None) -> Settings:
+    """The default settings of a model on this machine: the definition's, with the user's own over them."""
+    own = read_user_defaults(definition.id, workspace)
+    nested, _ = LAYOUT.merge({}, plain(definition.spec))
+    return LAYOUT.merge(nested, own)[0]
+
+
+def read_user_defaults(model_id: str, workspace: Workspace | None = None) -> Settings:
+    """The settings of `configs/<id>.json`, nested by part; empty if there is no file.
+
+    It may say only some settings. Raises WanlabError, with the file, for one that no spec has, of this or an earlier
+    schema: the file is the user's, so it is neither ignored nor changed.
+    """
+    path = _path(model_id, workspace, ".json")
+    if not path.is_file():
+        return {}
+    document = read_json(path)
+    if not isinstance(document, dict):
+        raise WanlabError(f"{path} holds {shorten(document, 40)}", remedy="Settings are a JSON object: {...}")
+    try:
+        return _checked(model_id, {k: v for k, v in upgrade(document).items() if k not in ("schema", "model")})
+    except WanlabError as error:
+        raise WanlabError(f"{path}: {error.problem}", choices=error.choices, remedy=error.remedy) from None
+
+
+def write_user_defaults(model_id: str, settings: Mapping[str, Any], workspace: Workspace | None = None) -> Path:
+    """Keep settings, flat or nested, as a model's defaults on this machine. Raises WanlabError for illegal ones."""
+    document = {"schema": SCHEMA, **_checked(model_id, settings)}
+    return atomic_write(_path(model_id, workspace, ".json"), json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+
+
+def save_last(spec: GenerationSpec, workspace: Workspace | None = None) -> str:
+    """Keep the settings that were last used with the spec's model. Returns why that was not possible, or "".
+
+    Never raises for the disk: a run does not fail because its settings could not be remembered. A spec whose prompts
+    are to be left out of files loses them here too.
+    """
+    if spec.output.strip_prompt:
+        spec = spec.with_(prompt="", negative_prompt="")
+    try:
+        atomic_write(_path(spec.model, workspace, ".last.json"), spec.to_json(indent=2) + "\n")
+    except WanlabError as error:
+        return str(error)
+    return ""
+
+
+def read_last(model_id: str, workspace: Workspace | None = None) -> GenerationSpec | None:
+    """The settings last used with a model, of this or an earlier schema; None if there are none."""
+    path = _path(model_id, workspace, ".last.json")
+    return GenerationSpec.from_json(path) if path.is_file() else None
+
+
+def _path(model_id: str, workspace: Workspace | None, suffix: str) -> Path:
+    return safe_path((workspace or find_workspace()).configs, f"{model_id}{suffix}")
+
+
+def _checked(model_id: str, settings: Mapping[str, Any]) -> Settings:
+    """The settings nested by part, after a full spec with them was made."""
+    nested, _ = LAYOUT.merge({}, plain(settings))
+    GenerationSpec.of({**nested, "model": model_id})
+    return nested
