@@ -87,6 +87,40 @@ def tiny_i2v(folder: Path | str, kind: str = "2.1") -> tuple[Path, dict[str, Any
     return Path(folder), definition
 
 
+def tiny_v2v(folder: Path | str) -> tuple[Path, dict[str, Any]]:
+    """A video-to-video pipeline: a text-to-video network that starts from a video."""
+    import diffusers
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        dit, networks = make_dits(1)
+        common = common_parts(WAN_VAE)
+    diffusers.WanVideoToVideoPipeline(**common, transformer=networks[0]).save_pretrained(folder)
+    architecture = {"transformer": dit, "vae": vae_config(common["vae"]), "text_encoder": ENCODER}
+    settings = spec({"width": 48, "height": 32})
+    return Path(folder), definition_of("v2v_random", "wan", Path(folder), architecture, settings)
+
+
+def tiny_vace(folder: Path | str, experts: int = 1) -> tuple[Path, dict[str, Any]]:
+    """A VACE pipeline with two control layers of four."""
+    import diffusers
+
+    dit = {**WAN_DIT, "vace_layers": [0, 2], "vace_in_channels": 96}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        networks = [loud_wan(diffusers.WanVACETransformer3DModel(**dit)) for _ in range(experts)]
+        for network in networks:
+            loud_pictures(network)
+        common = common_parts(WAN_VAE)
+    second = {"transformer_2": networks[1], "boundary_ratio": 0.6} if experts == 2 else {"transformer_2": None}
+    diffusers.WanVACEPipeline(**common, transformer=networks[0], **second).save_pretrained(folder)
+    architecture = {"transformer": dit, "vae": vae_config(common["vae"]), "text_encoder": ENCODER}
+    if experts == 2:
+        architecture["transformer_2"] = dit
+    settings = spec({"width": 48, "height": 32}, **({"expert_boundary": 0.6} if experts == 2 else {}))
+    return Path(folder), definition_of(f"vace_random_{experts}", "vace", Path(folder), architecture, settings)
+
+
 def make_dits(count: int, **extra: Any) -> tuple[dict[str, Any], list[nn.Module]]:
     """(configuration, networks) of WanTransformer3DModels whose inputs all matter."""
     import diffusers
@@ -169,6 +203,11 @@ def picture(seed: int, width: int = 48, height: int = 32) -> Image.Image:
     """A smooth random picture: noise of single pixels would be averaged away by the VAE."""
     small = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), dtype=np.uint8)
     return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def frames_of(pictures: list[Image.Image]) -> np.ndarray:
+    """Pictures as frames (T, H, W, 3) uint8."""
+    return np.stack([np.asarray(p.convert("RGB")) for p in pictures])
 
 
 def film(seed: int, num_frames: int = 9, width: int = 48, height: int = 32) -> list[Image.Image]:

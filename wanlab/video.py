@@ -121,6 +121,20 @@ class _Encoding:
         return stream
 
 
+def to_rgb(frame: Any) -> Frames:
+    """A decoded frame of PyAV as (H, W, 3) uint8."""
+    return np.asarray(_converted(frame, "rgb24").to_ndarray())
+
+
+def true_size(container: Any) -> tuple[int, int] | None:
+    """(height, width) without the rows and columns that `write_video` padded; None where there are none."""
+    padding = _PADDED.fullmatch(container.metadata.get("description", ""))
+    stream = container.streams.video[0]
+    if padding and (int(padding[3]), int(padding[4])) == (stream.width, stream.height):
+        return int(padding[2]), int(padding[1])
+    return None
+
+
 def _converted(frame: Any, form: str) -> Any:
     """A frame in another pixel format, rounded rightly: swscale's default is darker by one level on average."""
     from av.video.reformatter import Colorspace, Interpolation
@@ -170,18 +184,18 @@ def read_video(path: str | Path) -> tuple[Frames, float, str]:
 
     path = Path(path)
     with _opened(path) as container:
-        comment, padding = _comment(container, path), _PADDED.fullmatch(container.metadata.get("description", ""))
+        comment, size = _comment(container, path), true_size(container)
         stream = container.streams.video[0]
         try:
-            pictures = [_converted(frame, "rgb24").to_ndarray() for frame in container.decode(stream)]
+            pictures = [to_rgb(frame) for frame in container.decode(stream)]
         except av.FFmpegError as error:
             raise _unreadable(path, str(error)) from None
         fps = float(stream.average_rate or stream.guessed_rate or 0)
     if not pictures:
         raise _unreadable(path, "it holds no frame")
     frames = np.stack(pictures)
-    if padding and (int(padding[3]), int(padding[4])) == (frames.shape[2], frames.shape[1]):
-        frames = frames[:, : int(padding[2]), : int(padding[1])]
+    if size is not None:
+        frames = frames[:, : size[0], : size[1]]
     return frames, fps, comment
 
 
@@ -208,7 +222,7 @@ def first_frame(path: str | Path) -> Frames:
             raise _unreadable(path, str(error)) from None
         if frame is None:
             raise _unreadable(path, "it holds no frame")
-        return np.asarray(_converted(frame, "rgb24").to_ndarray())
+        return to_rgb(frame)
 
 
 def write_image(path: str | Path, frame: Frames, *, comment: str = "") -> Path:

@@ -92,6 +92,11 @@ class Workspace:
         return self.root / "profiles"
 
     @property
+    def media(self) -> Path:
+        """Pictures, videos and sound that specs name, under the hashes of their content."""
+        return self.root / "media"
+
+    @property
     def runs(self) -> Path:
         """Finished and failed runs."""
         return self.root / "runs"

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from wanlab.models._resolve import STRENGTHS
 from wanlab.registry import ATTENTION, GUIDANCE
 from wanlab.spec import PARTS
 
@@ -33,8 +34,10 @@ def offers(model: Model) -> Offers:
     if len(model.experts_present) == 1:
         unused |= {"sampling.expert_boundary", "guidance.guidance_scale_2"}
     if geometry.max_frames == 1:
-        unused |= {"size.num_frames", "size.fps"}
-    rules = tuple(n for n in GUIDANCE.names() if GUIDANCE.get(n).tells_network == model.takes_guidance)
+        unused |= {"size.num_frames", "size.fps", "sampling.riflex"}
+    if not model.starts_from_video:
+        unused |= {f"sampling.{name}" for name in STRENGTHS}
+    rules = tuple(n for n in GUIDANCE.names() if not GUIDANCE.get(n).unfit(model))
     pixels = (geometry.pixel_multiple, geometry.max_pixels, geometry.pixel_multiple)
     bounds = {
         "size.width": pixels,

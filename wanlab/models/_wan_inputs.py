@@ -22,8 +22,13 @@ from wanlab.spec import GenerationSpec, MediaRef
 
 
 def picture(ref: MediaRef, spec: GenerationSpec) -> Tensor:
-    """A picture at the video's size: (1, 3, 1, H, W) float32 in [-1, 1]."""
-    return _pixels(media.read_image(ref)[None], spec)
+    """A picture fitted to the video's size as the spec says: (1, 3, 1, H, W) float32 in [-1, 1]."""
+    return _pixels(media.fit(media.read_image(ref)[None], *size(spec), spec.media.fit))
+
+
+def reference(ref: MediaRef, spec: GenerationSpec) -> Tensor:
+    """A whole picture on white at the video's size: (1, 3, 1, H, W) float32 in [-1, 1]."""
+    return _pixels(media.fit(media.read_image(ref)[None], *size(spec), "pad", pad=255))
 
 
 def clip(ref: MediaRef, spec: GenerationSpec) -> Tensor:
@@ -31,7 +36,8 @@ def clip(ref: MediaRef, spec: GenerationSpec) -> Tensor:
 
     T is less where the video is shorter.
     """
-    return _pixels(media.read_video(ref, fps=spec.size.fps, num_frames=spec.size.num_frames), spec)
+    frames = media.read_video(ref, fps=spec.size.fps, num_frames=spec.size.num_frames)
+    return _pixels(media.fit(frames, *size(spec), spec.media.fit))
 
 
 def whole_clip(ref: MediaRef, spec: GenerationSpec) -> Tensor:
@@ -47,23 +53,23 @@ def whole_clip(ref: MediaRef, spec: GenerationSpec) -> Tensor:
 
 
 def mask(ref: MediaRef, spec: GenerationSpec, num_frames: int) -> Tensor:
-    """A mask (1, 1, T, H, W) float32, 1 where the grey value is above one half; one picture is for all frames."""
+    """A mask (1, 1, T, H, W) float32 in [0, 1], 1 where the video may change; one picture is for all frames."""
     found = media.read_mask(ref, fps=spec.size.fps, num_frames=num_frames)
     frames = np.stack([found] * num_frames) if found.ndim == 2 else found
     if len(frames) < num_frames:
         raise WanlabError(
             f"The mask has {len(frames)} frames, and the video {num_frames}", remedy="Give one picture, or a frame each"
         )
-    fitted = media.fit_mask(frames, *_size(spec), spec.media.fit)
-    return (torch.from_numpy(np.ascontiguousarray(fitted)) > 0.5).float()[None, None]
+    fitted = media.fit_mask(frames, *size(spec), spec.media.fit)
+    return torch.tensor(fitted).float()[None, None]
 
 
-def _pixels(frames: np.ndarray, spec: GenerationSpec) -> Tensor:
-    fitted = np.ascontiguousarray(media.fit(frames, *_size(spec), spec.media.fit))
-    return rearrange(torch.from_numpy(fitted), "t h w c -> 1 c t h w").float() / 255 * 2 - 1
+def _pixels(frames: np.ndarray) -> Tensor:
+    return rearrange(torch.tensor(frames), "t h w c -> 1 c t h w").float() / 255 * 2 - 1
 
 
-def _size(spec: GenerationSpec) -> tuple[int, int]:
+def size(spec: GenerationSpec) -> tuple[int, int]:
+    """Height and width of a resolved spec."""
     height, width = spec.size.height, spec.size.width
     assert height, "a resolved spec has sizes"
     assert width, "a resolved spec has sizes"
@@ -99,8 +105,9 @@ def mask_channels(known: Tensor, stride: int, height: int, width: int) -> Tensor
 
 
 def latent_mask(pixels: Tensor, geometry: Geometry) -> Tensor:
-    """A mask (1, 1, T, H, W) over latents (1, 1, t, h, w): free wherever any of their pixels and frames is."""
+    """A mask (1, 1, T, H, W) over latents (1, 1, t, h, w): free (1) wherever any of their pixels is above one half."""
     stride = geometry.frame_stride
+    pixels = (pixels > 0.5).float()
     first, rest = pixels[:, :, :1], pixels[:, :, 1:]
     frames = [first]
     if rest.shape[2]:

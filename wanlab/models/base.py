@@ -42,6 +42,10 @@ class Model(Networks):
     """
 
     max_text_tokens: ClassVar[int] = 512
+    nag: ClassVar[bool] = False
+    """Whether cross attention takes a negative prompt of its own: normalized attention guidance, `Branch.nag`."""
+    starts_from_video: ClassVar[bool] = False
+    """Whether a video is what the noise is mixed with; else denoising_strength and masking_strength mean nothing."""
 
     def __init__(self, definition: Definition, folder: Path, device: torch.device, chosen: Any) -> None:
         super().__init__(definition, folder, device, chosen)
@@ -169,7 +173,7 @@ class Model(Networks):
 
         A video to start from is brought to the first noise level: (1 - sigma) * video + sigma * noise.
         """
-        if spec.media.video is None or conditions.known is None:
+        if not self.starts_from_video or spec.media.video is None or conditions.known is None:
             return noise
         sigma = float(self.sigmas(spec)[0])
         return (1 - sigma) * conditions.known.to(noise) + sigma * noise
@@ -284,8 +288,13 @@ class Model(Networks):
 
         Raises WanlabError where the spec lacks a picture or video that this model needs.
         """
+        self._refuse_windows(window, previous)
         self.check_media(self.resolve(spec))
         return NO_CONDITIONS
+
+    def _refuse_windows(self, window: int | None, previous: Any) -> None:
+        if window is not None or previous is not None:
+            raise WanlabError("Windows of a longer video cannot be made yet", remedy="Leave window and previous out")
 
     def check_media(self, spec: GenerationSpec) -> None:
         """Raise WanlabError for a spec that lacks what this model needs, or gives media that do not go together."""

@@ -20,6 +20,7 @@ from transformers import CLIPVisionModel, UMT5EncoderModel
 from wanlab import media
 from wanlab.errors import WanlabError
 from wanlab.models import _wan_inputs as inputs
+from wanlab.models._rope import riflex_length, rope_tables
 from wanlab.models._tokenizer import count_tokens, load_tokenizer
 from wanlab.models._wan_blocks import plan_block
 from wanlab.models._wan_vae import decode_clip
@@ -41,8 +42,10 @@ class Wan(Model):
     """
 
     family = "wan"
+    nag = True
     pipelines = ("WanPipeline", "WanImageToVideoPipeline", "WanVideoToVideoPipeline")
     optional_encoders = ("image_encoder",)
+    starts_from_video = True
 
     @classmethod
     def component_class(cls, component: str) -> Any:
@@ -107,7 +110,7 @@ class Wan(Model):
         network = cast(Any, stack.network)
         batch = latents.shape[0]
         if conditions.channels is not None:
-            latents = torch.cat([latents, _share(conditions.channels.to(latents), batch)], 1)
+            latents = torch.cat([latents, share(conditions.channels.to(latents), batch)], 1)
         latents = latents.to(self.dtype)
         tokens = network.patch_embedding(latents)
         grid = tuple(tokens.shape[2:])
@@ -115,40 +118,65 @@ class Wan(Model):
         context = self._context(network, branch, batch)
         stack.layout.grid, stack.layout.image = grid, context.shape[1] - branch.text["embeds"].shape[1]
         return Streams(
-            tokens={"video": tokens.flatten(2).transpose(1, 2).contiguous(), "text": context},
+            tokens={
+                "video": tokens.flatten(2).transpose(1, 2).contiguous(),
+                "text": context,
+                **self._negative(network, stack.layout, branch, batch),
+            },
             modulation={"time": time, "blocks": blocks},
-            rope=network.rope(latents),
+            rope=self._rope(network, latents, conditions),
             grid=grid,
         )
+
+    def _rope(self, network: Any, latents: Tensor, conditions: Conditions) -> tuple[Tensor, Tensor]:
+        if conditions.riflex is None:
+            return cast("tuple[Tensor, Tensor]", network.rope(latents))
+        rope = network.rope
+        frames, height, width = (n // p for n, p in zip(latents.shape[2:], rope.patch_size, strict=True))
+        grid = (frames, height, width)
+        return rope_tables(rope.attention_head_dim, grid, riflex=conditions.riflex, device=self.device)
 
     def _time(
         self, network: Any, ctx: StepContext, conditions: Conditions, grid: tuple[int, ...], batch: int
     ) -> tuple[Tensor, Tensor]:
-        """Embeddings of the timestep, (B, D) and (B, 6, D); (B, L, D) and (B, L, 6, D) where tokens differ."""
-        embedder = network.condition_embedder
+        """Embeddings of the timestep, (B, D) and (B, 6, D); (B, L, D) and (B, L, 6, D) where some tokens are clean."""
         timestep = torch.as_tensor(ctx.timestep, dtype=torch.float32, device=self.device).expand(batch)
-        clean = conditions.free is not None and conditions.noise is None
-        if clean:
-            height, width = (a // b for a, b in zip(conditions.free.shape[-2:], grid[1:], strict=True))
-            free = _share(conditions.free[:, 0, :, ::height, ::width].flatten(1).to(timestep), batch)
-            timestep = (free * timestep[:, None]).flatten()
-        projected = embedder.timesteps_proj(timestep)
-        if clean:
-            projected = projected.unflatten(0, (batch, -1))
-        time = embedder.time_embedder(projected.to(embedder.time_embedder.linear_1.weight.dtype)).to(self.dtype)
+        if conditions.free is None or conditions.noise is not None:
+            return self._embed_time(network, timestep)
+        # Two timesteps exist, 0 and the step's: embed both once and spread them over the tokens.
+        both = torch.stack([torch.zeros_like(timestep), timestep], 1).flatten()
+        time, blocks = (x.unflatten(0, (batch, 2)) for x in self._embed_time(network, both))
+        height, width = (a // b for a, b in zip(conditions.free.shape[-2:], grid[1:], strict=True))
+        which = conditions.free[0, 0, :, ::height, ::width].flatten().to(self.device).long()
+        return time[:, which], blocks[:, which]
+
+    def _embed_time(self, network: Any, timestep: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, D) and (N, 6, D) of timesteps (N,)."""
+        embedder = network.condition_embedder
+        projected = embedder.timesteps_proj(timestep).to(embedder.time_embedder.linear_1.weight.dtype)
+        time = embedder.time_embedder(projected).to(self.dtype)
         return time, embedder.time_proj(embedder.act_fn(time)).unflatten(-1, (6, -1))
 
     def _context(self, network: Any, branch: Branch, batch: int) -> Tensor:
         """What cross attention reads, (B, image tokens + text tokens, D)."""
         embedder = network.condition_embedder
-        text = _share(embedder.text_embedder(branch.text["embeds"].to(self.device, self.dtype)), batch)
+        text = share(embedder.text_embedder(branch.text["embeds"].to(self.device, self.dtype)), batch)
         if not branch.conditions.tokens:
             return text
         image = branch.conditions.tokens["image"].to(self.device, self.dtype)
         if embedder.image_embedder.pos_embed is not None:  # it joins the tokens of the two pictures itself
             image = image.unflatten(1, (2, -1)).flatten(0, 1)
         image = embedder.image_embedder(image)
-        return torch.cat([_share(image, batch), text], 1)
+        return torch.cat([share(image, batch), text], 1)
+
+    def _negative(self, network: Any, layout: Layout, branch: Branch, batch: int) -> dict[str, Tensor]:
+        """The negative prompt's tokens {"negative": (B, L, D)} of a branch with normalized attention guidance."""
+        layout.negative, layout.nag = 0, None
+        if branch.nag is None:
+            return {}
+        embeds = branch.text["negative_embeds"].to(self.device, self.dtype)
+        layout.negative, layout.nag = embeds.shape[1], torch.tensor(branch.nag, device=self.device)
+        return {"negative": share(network.condition_embedder.text_embedder(embeds), batch)}
 
     def head(self, streams: Streams, ctx: StepContext) -> Tensor:
         network = cast(Any, self.stacks[ctx.expert].network)
@@ -164,8 +192,7 @@ class Wan(Model):
 
     @torch.no_grad()
     def encode_conditions(self, spec: GenerationSpec, window: int | None = None, previous: Any = None) -> Conditions:
-        if window is not None or previous is not None:
-            raise WanlabError("Windows of a longer video cannot be made yet", remedy="Leave window and previous out")
+        self._refuse_windows(window, previous)
         spec = self.resolve(spec)
         self.check_media(spec)
         found = NO_CONDITIONS
@@ -173,7 +200,16 @@ class Wan(Model):
             found = self._frame_channels(spec)
         elif spec.media.image is not None:
             found = self._clean_first_frame(spec)
-        return self._start_video(spec, found) if spec.media.video is not None else found
+        if spec.media.video is not None:
+            found = self._start_video(spec, found)
+        return self._stretched(spec, found)
+
+    def _stretched(self, spec: GenerationSpec, conditions: Conditions) -> Conditions:
+        """The conditions with RIFLEx where the spec asks for it."""
+        length = riflex_length(
+            spec.sampling.riflex, inputs.length(spec), float(spec.size.fps or 0), self.latent_shape(spec)[1]
+        )
+        return conditions if length is None else replace(conditions, riflex=length)
 
     def check_media(self, spec: GenerationSpec) -> None:
         super().check_media(spec)
@@ -259,7 +295,7 @@ class Wan(Model):
             return decode_clip(vae, inputs.denormalised(vae, latents), check)
 
 
-def _share(tensor: Tensor, batch: int) -> Tensor:
+def share(tensor: Tensor, batch: int) -> Tensor:
     """What all samples share, for each of them."""
     return tensor if tensor.shape[0] == batch else tensor.expand(batch, *tensor.shape[1:])
 
