@@ -302,7 +302,7 @@ def test_nothing_anywhere_is_one_error_that_says_what_to_do(tmp_path: Path) -> N
         "`wanlab models wan_t2v_1_3b --download`",
     ):
         assert part in message
-    with pytest.raises(WanlabError, match=r"HF_HUB_OFFLINE is set.*Wan-AI/Wan2.1-T2V-1.3B-Diffusers"):
+    with pytest.raises(WanlabError, match=r"HF_HUB_OFFLINE is set.*/wan2\.1_text2video_1\.3B_mbf16\.safetensors to "):
         weights.download(find("wan_t2v_1_3b"), Workspace(tmp_path))
     assert not list(tmp_path.iterdir())
 

@@ -22,11 +22,14 @@ from safetensors.torch import save
 from wanlab import weights
 from wanlab.catalog import Definition
 from wanlab.errors import WanlabError
+from wanlab.weights import _fetch
+from wanlab.weights._http import Remote, fetch
 from wanlab.workspace import Workspace
 
 DATA = save({"a": torch.arange(800_000, dtype=torch.float32)})  # three pieces of 1 MiB and a bit
 SHA = hashlib.sha256(DATA).hexdigest()
 NAME = "wan/weights.safetensors"
+URL = f"https://files.test/{NAME}"
 
 
 class Server(ThreadingHTTPServer):
@@ -46,6 +49,10 @@ class Server(ThreadingHTTPServer):
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}/{NAME}"
+
+    def stand_in(self, url: str) -> str:
+        """Where an address of files.test is really asked for."""
+        return url.replace("https://files.test", self.url.removesuffix(f"/{NAME}"))
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -90,6 +97,9 @@ class Handler(BaseHTTPRequestHandler):
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setattr("huggingface_hub.constants.is_offline_mode", lambda: False)
     with Server() as server:
+        remote = _fetch.Remote
+        stand_in = lambda url, *rest: remote(server.stand_in(url), *rest)  # noqa: E731
+        monkeypatch.setattr(_fetch, "Remote", stand_in)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         yield server
@@ -98,7 +108,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def definition(server: Server, **known: Any) -> Definition:
-    source = {"variants": [{"path": NAME, "url": server.url, **known}]}
+    source = {"variants": [{"path": NAME, "url": URL, **known}]}
     return Definition.of({"id": "mine", "family": "wan", "weights": {"components": {"transformer": source}}})
 
 
@@ -112,7 +122,7 @@ def test_a_file_arrives_whole_with_progress(server: Server, tmp_path: Path) -> N
     with pytest.raises(WanlabError, match="is nowhere; put it at") as caught:
         weights.locate(what, workspace)
     target = tmp_path / "checkpoints" / NAME
-    for part in (str(target), server.url, "`wanlab models mine --download`"):
+    for part in (str(target), URL, "`wanlab models mine --download`"):
         assert part in str(caught.value)
     found = weights.download(what, workspace, progress=seen.append)
     assert found.components["transformer"].files == (target,)
@@ -183,10 +193,8 @@ def test_only_https_is_followed(server: Server, to: str, tmp_path: Path) -> None
     server.redirect = to
     with pytest.raises(WanlabError, match="is not https"):
         weights.download(definition(server), Workspace(tmp_path))
-    plain = {"variants": [{"path": NAME, "url": "http://example.com/x"}]}
-    what = {"id": "mine", "family": "wan", "weights": {"components": {"transformer": plain}}}
     with pytest.raises(WanlabError, match="is not https"):
-        weights.download(Definition.of(what), Workspace(tmp_path))
+        fetch(Remote("http://example.com/x", tmp_path / "x"), lambda _: None, lambda: None)
 
 
 def test_headers_for_one_host_are_not_sent_to_another() -> None:
@@ -253,6 +261,9 @@ from pathlib import Path
 from wanlab import weights
 from wanlab.catalog import Definition
 from wanlab.workspace import Workspace
+from wanlab.weights import _fetch
+remote = _fetch.Remote
+_fetch.Remote = lambda url, *rest: remote(url.replace("https://files.test", sys.argv[3]), *rest)
 weights.download(Definition.of(json.loads(sys.argv[1])), Workspace(Path(sys.argv[2])),
                  progress=lambda t: print(t.done, flush=True))
 """
@@ -263,6 +274,7 @@ def test_kill_9_leaves_a_part_that_is_continued(server: Server, tmp_path: Path) 
     server.cuts, server.hold = [(1 << 20) + 5], threading.Event()
     what = definition(server, sha256=SHA)
     words = [sys.executable, "-c", CHILD, json.dumps(what.model_dump(mode="json", by_alias=True)), str(tmp_path)]
+    words.append(server.stand_in("https://files.test"))
     root = str(Path(weights.__file__).parents[2])
     child = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": root})
     assert child.stdout is not None
@@ -286,7 +298,7 @@ def test_offline_names_the_file_and_the_folder(server: Server, tmp_path: Path, m
     monkeypatch.setattr("huggingface_hub.constants.is_offline_mode", lambda: True)
     with pytest.raises(WanlabError, match="HF_HUB_OFFLINE") as caught:
         weights.download(definition(server), Workspace(tmp_path))
-    assert server.url in str(caught.value)
+    assert URL in str(caught.value)
     assert str(tmp_path / "checkpoints" / NAME) in str(caught.value)
     assert server.ranges == []
 
@@ -326,13 +338,14 @@ def put(path: Path, data: bytes = DATA) -> Path:
         ("split_files/vae/wan_2.1_vae.safetensors", "elsewhere/vae/wan_2.1_vae.safetensors"),
         ("split_files/diffusion_models/wan.safetensors", "elsewhere/unet/wan.safetensors"),
         ("umt5-xxl/models_t5.safetensors", "elsewhere/umt5-xxl/models_t5.safetensors"),
-        ("models_t5.safetensors", "elsewhere/ckpts/models_t5.safetensors"),
+        ("models_t5.safetensors", "gp/ckpts/models_t5.safetensors"),
+        ("wan.safetensors", "comfy/models/diffusion_models/wan/wan.safetensors"),
         ("a/model.safetensors", "elsewhere/owner/name/a/model.safetensors"),
         ("a/model.safetensors", "elsewhere/models--owner--name/snapshots/01/a/model.safetensors"),
     ],
 )
 def test_files_are_found_where_tools_keep_them(path: str, place: str, tmp_path: Path) -> None:
-    (tmp_path / "wanlab.toml").write_text('[checkpoints]\npaths = ["elsewhere"]\n')
+    (tmp_path / "wanlab.toml").write_text('[checkpoints]\npaths = ["elsewhere"]\nwangp = "gp"\ncomfyui = "comfy"\n')
     file = put(tmp_path / place)
     what = many(vae={"variants": [{"path": path, "repo": "owner/name"}]})
     assert weights.locate(what, Workspace(tmp_path)).components["vae"].files == (file,)
@@ -355,7 +368,7 @@ def test_an_absolute_path_wins_and_a_wrong_size_is_named(tmp_path: Path) -> None
 
 
 def test_the_variant_is_chosen_by_kind_and_dtype(tmp_path: Path) -> None:
-    names = {"a": ("float", "float16"), "b": ("float", "bfloat16"), "c": ("int8", "bfloat16"), "d": ("fp8", None)}
+    names = {"a": ("float", "float16"), "b": ("float", "bfloat16"), "d": ("fp8", None), "c": ("int8", "bfloat16")}
     variants = [{"path": f"{n}.safetensors", "stored_as": kind, "dtype": d} for n, (kind, d) in names.items()]
     what, root = many(transformer={"variants": variants}), tmp_path / "checkpoints"
 
@@ -372,7 +385,7 @@ def test_the_variant_is_chosen_by_kind_and_dtype(tmp_path: Path) -> None:
     assert chosen("auto", "bfloat16") == "b"
     assert chosen("float", "float16") == "a"
     assert chosen("fp8") == "d"
-    with pytest.raises(WanlabError, match=r"Unknown stored_as 'gguf'. Choices: float, fp8, int8"):
+    with pytest.raises(WanlabError, match=r"no file that is stored as gguf. Choices: auto, float, fp8, int8"):
         chosen("gguf")
 
 
@@ -397,7 +410,7 @@ def test_shards_of_an_index_are_fetched(server: Server, tmp_path: Path) -> None:
     get = lambda self: self.answer(200, {}, answers[self.path])  # noqa: E731
     server.RequestHandlerClass = type("Shards", (Handler,), {"do_GET": get})
     path = "w/s.safetensors.index.json"
-    what = many(transformer={"variants": [{"path": path, "url": server.url.replace(NAME, path)}]})
+    what = many(transformer={"variants": [{"path": path, "url": f"https://files.test/{path}"}]})
     found = weights.download(what, Workspace(tmp_path))
     names = [file.name for file in found.components["transformer"].files]
     assert names == ["s-1.safetensors", "s-2.safetensors"]

@@ -130,8 +130,8 @@ def find_component_file(source: FileSource, roots: Sequence[Root]) -> Path | Non
     """
     if source.is_local:
         place = Path(source.path).expanduser()
-        return place if _is_complete(source, place) else None
-    return next((place for root in roots for place in _places(source, root) if _is_complete(source, place)), None)
+        return place if _is_complete(place) else None
+    return next((place for root in roots for place in _places(source, root) if _is_complete(place)), None)
 
 
 def _places(source: FileSource, root: Root) -> Iterator[Path]:
@@ -144,11 +144,26 @@ def _places(source: FileSource, root: Root) -> Iterator[Path]:
     if source.repo:
         yield root.path / source.repo / source.path
         yield root.path / source.repo.split("/")[-1] / source.path
-    is_common = _COMMON_NAME.fullmatch(source.name) is not None
-    if not (is_common and source.repo and _COMMON_FOLDER.fullmatch(source.path.rpartition("/")[0])):
+    if not _says_nothing(source):
         yield root.path / source.path
-    if not is_common:
+    if not _COMMON_NAME.fullmatch(source.name):
         yield from root.named(source.name)
+
+
+def _says_nothing(source: FileSource) -> bool:
+    """Whether neither the file's name nor its folder's tells what it is, but its repository does."""
+    is_common = _COMMON_NAME.fullmatch(source.name) is not None
+    return is_common and bool(source.repo) and bool(_COMMON_FOLDER.fullmatch(source.path.rpartition("/")[0]))
+
+
+def home(source: FileSource, folder: Path) -> Path:
+    """Where a file belongs below a folder of checkpoints, so that it is found there again.
+
+    ComfyUI's hub repositories keep files under split_files/, its own folder does not.
+    """
+    if _says_nothing(source):
+        return folder / str(source.repo) / source.path
+    return folder / source.path.removeprefix("split_files/")
 
 
 def _snapshots(root: Path, repo: str, revision: str | None) -> list[Path]:
@@ -163,11 +178,8 @@ def _snapshots(root: Path, repo: str, revision: str | None) -> list[Path]:
     return [*found, *(folder for folder in others if folder not in found)]
 
 
-def _is_complete(source: FileSource, file: Path) -> bool:
-    """Whether a file is here with all its shards, and has the size that is known of it."""
-    if not file.is_file() or source.size not in (None, file.stat().st_size):
-        return False
-    return all(shard.is_file() for shard in shards(file))
+def _is_complete(file: Path) -> bool:
+    return file.is_file() and all(shard.is_file() for shard in shards(file))
 
 
 def shards(file: Path) -> list[Path]:

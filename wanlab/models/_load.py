@@ -48,7 +48,7 @@ def load(
     checkpoint = weights.locate(
         definition,
         stored_as=chosen.stored_as,
-        dtype=None if chosen.dtype == "auto" else chosen.dtype,
+        dtype=chosen.dtype,
         download=download,
         allow_pickle=allow_pickle,
     )

@@ -43,7 +43,7 @@ class Wan(Model):
 
     family = "wan"
     nag = True
-    pipelines = ("WanPipeline", "WanImageToVideoPipeline", "WanVideoToVideoPipeline")
+    pipelines = ("WanPipeline", "WanImageToVideoPipeline", "WanVideoToVideoPipeline", "WanDMDPipeline")
     optional_encoders = ("image_encoder",)
     starts_from_video = True
 

@@ -7,12 +7,12 @@ import posixpath
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from wanlab.catalog import Definition, FileSource, check_stored_as, choose, missing_files, presence
+from wanlab.catalog import Definition, FileSource, choose, missing_files
 from wanlab.errors import WanlabError
 from wanlab.weights._checkpoint import Checkpoint, checkpoint_in
 from wanlab.weights._component import absent_shards
 from wanlab.weights._http import Remote, Transfer, fetch
-from wanlab.weights._locate import locate, origin, place_of, target_of
+from wanlab.weights._locate import find, locate, origin, place_of, target_of
 from wanlab.workspace import Workspace, find_workspace
 
 __all__ = ["Transfer", "download"]
@@ -23,7 +23,7 @@ def download(
     workspace: Workspace | None = None,
     *,
     stored_as: str = "auto",
-    dtype: str | None = None,
+    dtype: str = "auto",
     progress: Callable[[Transfer], None] | None = None,
     check: Callable[[], None] | None = None,
 ) -> Checkpoint:
@@ -35,26 +35,32 @@ def download(
     Raises WanlabError: offline (HF_HUB_OFFLINE), with every file and its folder; no source; and as `fetch` does.
     """
     workspace = workspace or find_workspace()
-    check_stored_as(definition, stored_as)
-    here = presence(definition, workspace, stored_as=stored_as, dtype=dtype)
-    complete = (here.folder is not None and stored_as in ("auto", "float")) or (here.has_all_files and not here.missing)
-    wanted = definition.preload if complete else [*_files(definition, stored_as, dtype), *definition.preload]
-    lacking = [source for source in wanted if place_of(source, workspace) is None]
-    if lacking or not complete:
-        _refuse_offline(definition, workspace, lacking)
-    whole = None
-    if not complete and not definition.weights.components:
-        whole = checkpoint_in(definition.id, _whole_repository(definition, check))
+    found = find(definition, workspace, stored_as, dtype)
+    lacking = [s for s in _files(definition, workspace, stored_as, dtype) if place_of(s, workspace) is None]
+    if isinstance(found, Checkpoint):
+        lacking = [s for s in definition.preload if place_of(s, workspace) is None]
+        if not lacking:
+            return found
+    _refuse_offline(definition, workspace, lacking)
+    if not isinstance(found, Checkpoint) and not definition.weights.components:
+        found = checkpoint_in(definition.id, _whole_repository(definition, check))
     for number, source in enumerate(lacking, 1):
         _Fetcher(f"{number}/{len(lacking)} ", progress, check).run(source, workspace)
-    return whole or locate(definition, workspace, stored_as=stored_as, dtype=dtype)
+    return found if isinstance(found, Checkpoint) else locate(definition, workspace, stored_as=stored_as, dtype=dtype)
 
 
-def _files(definition: Definition, stored_as: str, dtype: str | None) -> Iterator[FileSource]:
-    """The variant of every file that a download takes."""
-    for source in definition.weights.components.values():
-        for variants in (source.variants, *source.modules):
-            yield choose(variants, stored_as, dtype)
+def _files(definition: Definition, workspace: Workspace, stored_as: str, dtype: str) -> Iterator[FileSource]:
+    """The variant of every file that a download takes; what is here already counts."""
+    wanted = None if dtype == "auto" else dtype
+    for component in definition.weights.components.values():
+        groups = [component.variants, *component.modules]
+        for variants in groups:
+            here = [v for v in variants if place_of(v, workspace) is not None]
+            chosen = choose(variants, stored_as, wanted, here)
+            yield chosen
+            if chosen.holds_modules:
+                break
+    yield from definition.preload
 
 
 class _Fetcher:

@@ -1,4 +1,4 @@
-"""A model's files on this machine as a checkpoint: its whole folder first, then a file for each component.
+"""Find a model's files on this machine, by the catalogue's search: whole folders first, then files of single networks.
 
 Nothing here asks the network; `download` does. Files are found by name, what they hold is read from their headers.
 """
@@ -10,16 +10,16 @@ from pathlib import Path
 from wanlab.catalog import (
     Definition,
     FileSource,
-    Presence,
-    candidates,
     check_stored_as,
     find_component_file,
-    missing_files,
+    home,
+    nearest_folder,
+    needed,
     presence,
 )
 from wanlab.errors import WanlabError
 from wanlab.weights._checkpoint import Checkpoint, checkpoint_in
-from wanlab.weights._component import Component, files_of
+from wanlab.weights._component import Component, absent_shards, files_of
 from wanlab.workspace import Workspace, find_workspace
 
 
@@ -28,7 +28,7 @@ def locate(
     workspace: Workspace | None = None,
     *,
     stored_as: str = "auto",
-    dtype: str | None = None,
+    dtype: str = "auto",
     download: bool = False,
     allow_pickle: bool = False,
 ) -> Checkpoint:
@@ -36,18 +36,14 @@ def locate(
 
     Looks for the whole folder (shipped asset, the definition's folder, the workspace's checkpoint paths, the hub's
     cache), then for each component's file: at its own path, in the workspace's checkpoint folders, in the WanGP and
-    ComfyUI folders that it names, in the hub's cache. Of a component's variants it takes one of the kind `stored_as`
-    (auto: floats first, else whatever is there), those in `dtype` first. With `download` it fetches what lacks.
-    `allow_pickle` accepts files of torch.save.
+    ComfyUI folders that it names, in the hub's cache. `catalog.choose` says which of a component's variants is taken.
+    With `download` it fetches what lacks. `allow_pickle` accepts files of torch.save.
     Raises one `WanlabError` that names the missing files, their source and the folder to put them in.
     """
     workspace = workspace or find_workspace()
-    check_stored_as(definition, stored_as)
-    found = presence(definition, workspace, stored_as=stored_as, dtype=dtype)
-    if found.folder is not None and stored_as in ("auto", "float"):
-        return checkpoint_in(definition.id, found.folder)
-    if found.has_all_files and not found.missing:
-        return _gathered(definition, found, allow_pickle)
+    found = find(definition, workspace, stored_as, dtype, allow_pickle)
+    if isinstance(found, Checkpoint):
+        return found
     if download:
         from wanlab.weights._fetch import download as fetch
 
@@ -55,29 +51,71 @@ def locate(
     raise _nowhere(definition, workspace, found)
 
 
-def _gathered(definition: Definition, found: Presence, allow_pickle: bool) -> Checkpoint:
-    """The checkpoint of single files, whose configurations the definition gives."""
+def find(
+    definition: Definition, workspace: Workspace, stored_as: str, dtype: str, allow_pickle: bool = False
+) -> Checkpoint | list[str]:
+    """The definition's files on this machine, or the reasons why there is no complete set, in words."""
+    if not definition.weights.is_folder:
+        check_stored_as(definition, stored_as)
+    here = presence(definition, workspace, stored_as=stored_as, dtype=None if dtype == "auto" else dtype)
+    if here.folder is not None and stored_as in ("auto", "float"):
+        return checkpoint_in(definition.id, here.folder)
+    wrong = [text for sources in _sources(definition) for s in sources if (text := _wrong_size(s, workspace))]
+    if here.is_complete and here.files and not wrong:
+        return _gathered(definition, here.files, allow_pickle)
+    folder, missing = nearest_folder(definition, workspace) if definition.weights.is_folder else (None, [])
+    lacks = [f"{folder} lacks {', '.join(missing)}"] if folder else []
+    return [*lacks, *wrong, *(_lacks(source, workspace) for source in here.missing.values())]
+
+
+def _sources(definition: Definition) -> list[tuple[FileSource, ...]]:
+    """Variants of every file of every component."""
+    return [group for c in definition.weights.components.values() for group in (c.variants, *c.modules)]
+
+
+def _gathered(definition: Definition, files: dict[str, tuple[Path, ...]], allow_pickle: bool) -> Checkpoint:
+    """The checkpoint of single files."""
     place = Path(f"the definition {definition.id}")
-    components, tokenizers = {}, {}
-    for name, places in found.files.items():
-        if name.startswith("tokenizer"):
-            tokenizers[name] = places[0].parent
-            continue
-        files = tuple(file for part in places for file in files_of(part))
-        components[name] = Component(name, files, definition.architecture.get(name, {}), place, allow_pickle)
+    components = {
+        name: Component(
+            name,
+            tuple(file for path in paths for file in files_of(path)),
+            definition.architecture.get(name, {}),
+            place,
+            allow_pickle,
+        )
+        for name, paths in files.items()
+        if not name.startswith("tokenizer")
+    }
+    tokenizers = {name: paths[0].parent for name, paths in files.items() if name.startswith("tokenizer")}
     return Checkpoint(definition.id, components, tokenizers)
 
 
 def place_of(source: FileSource, workspace: Workspace) -> Path | None:
     """Where a file is on this machine, whole as far as its size tells; None if it is nowhere."""
-    return find_component_file(source, workspace.roots)
+    path = find_component_file(source, workspace.roots)
+    return None if path is None or _wrong_size(source, workspace) else path
 
 
 def target_of(source: FileSource, workspace: Workspace) -> Path:
     """Where a download puts a file: its own path, or below the first checkpoint folder of the workspace."""
-    if source.is_local:
-        return Path(source.path).expanduser()
-    return workspace.checkpoints[0] / source.path.removeprefix("split_files/")  # ComfyUI's repositories have that
+    return Path(source.path).expanduser() if source.is_local else home(source, workspace.checkpoints[0])
+
+
+def _wrong_size(source: FileSource, workspace: Workspace) -> str:
+    """What is wrong with the file that stands for `source`; empty if nothing is, or there is none."""
+    path = find_component_file(source, workspace.roots) if source.size is not None else None
+    if path is None or (size := path.stat().st_size) == source.size:
+        return ""
+    return f"{path} has {size:,} bytes, not {source.size:,}: it is another or cut short"
+
+
+def _lacks(source: FileSource, workspace: Workspace) -> str:
+    if source.path.endswith(".index.json"):
+        for index in (root.path / source.path for root in workspace.roots):
+            if index.is_file() and (absent := absent_shards(index)):
+                return f"{absent[0]} is missing: {index.name} names it"
+    return f"{source.path} is nowhere; put it at {target_of(source, workspace)} from {origin(source)}"
 
 
 def origin(source: FileSource) -> str:
@@ -89,31 +127,15 @@ def origin(source: FileSource) -> str:
     return "the place that it came from"
 
 
-def _nowhere(definition: Definition, workspace: Workspace, found: Presence) -> WanlabError:
+def _nowhere(definition: Definition, workspace: Workspace, reasons: list[str]) -> WanlabError:
     source = definition.weights
-    folders = [f for f in candidates(definition, workspace) if f.is_dir()]
-    reasons = [f"{folder} lacks {', '.join(missing_files(definition, folder))}" for folder in folders]
-    reasons += [_lacks(file, workspace) for file in found.missing.values()]
-    target = Path(source.folder) if source.folder else workspace.checkpoints[0] / definition.id
-    if source.components and not source.repo and not source.folder:
-        what, where = f"{'; '.join(reasons)}", ""
-    else:
-        why = f" ({'; '.join(reasons)})" if reasons else ""
-        what = f"Files: {', '.join(source.files or ('model_index.json',))}{why}"
+    why = "; ".join(reasons)
+    remedies = []
+    if source.is_folder or not source.components:
+        target = Path(source.folder) if source.folder else workspace.checkpoints[0] / definition.id
         home = f"https://huggingface.co/{source.repo}" if source.repo else f"the place {definition.id} came from"
-        where = f"Put these files from {home} into {target}"
-    can_fetch = source.repo or any(v.repo or v.url for c in source.components.values() for v in c.variants)
-    fetch = f"`wanlab models --download {definition.id}` fetches them" if can_fetch else ""
-    remedy = ", or: ".join(filter(None, [where, fetch]))
-    return WanlabError(f"The weights of {definition.id} are not on this machine. {what}", remedy=remedy)
-
-
-def _lacks(source: FileSource, workspace: Workspace) -> str:
-    """What is wrong with a file that is not here: cut short, without its shards, or nowhere."""
-    target = target_of(source, workspace)
-    for path in (Path(source.path).expanduser(), target):
-        if path.is_file() and source.size not in (None, size := path.stat().st_size):
-            return f"{path} has {size:,} bytes, not {source.size:,}: it is another or cut short"
-        if path.is_file():
-            files_of(path)  # names the shard that is missing
-    return f"{source.path} is nowhere; put it at {target} from {origin(source)}"
+        why = f"Files: {', '.join(needed(source))}" + (f" ({why})" if why else "")
+        remedies.append(f"Put these files from {home} into {target}")
+    if source.repo or any(v.repo or v.url for variants in _sources(definition) for v in variants):
+        remedies.append(f"`wanlab models {definition.id} --download` fetches them")
+    return WanlabError(f"The weights of {definition.id} are not on this machine. {why}", remedy=", or: ".join(remedies))
