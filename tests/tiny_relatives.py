@@ -71,6 +71,22 @@ def tiny_animate(folder: Path | str) -> tuple[Path, dict[str, Any]]:
     return Path(folder), definition
 
 
+def tiny_skyreels(folder: Path | str, **transformer: Any) -> tuple[Path, dict[str, Any]]:
+    """Diffusion forcing, windows of up to 29 frames; `transformer` overrides the network's configuration."""
+    import diffusers
+
+    dit = {**WAN_DIT, **transformer}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = loud_wan(diffusers.SkyReelsV2Transformer3DModel(**dit))
+        loud_frames(network)
+        common = common_parts(WAN_VAE)
+    diffusers.SkyReelsV2DiffusionForcingPipeline(**common, transformer=network).save_pretrained(folder)
+    _, definition = _definition("skyreels_df", folder, dit, common)
+    definition["constants"] = {"base_num_frames": 29}
+    return Path(folder), definition
+
+
 def _definition(family: str, folder: Path | str, dit: dict[str, Any], common: dict[str, Any]) -> tuple[Path, Any]:
     architecture = {"transformer": dit, "vae": vae_config(common["vae"]), "text_encoder": ENCODER}
     return Path(folder), definition_of(f"{family}_random", family, Path(folder), architecture, spec(SIZE))

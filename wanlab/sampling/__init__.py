@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from wanlab.sampling._loop import OnStep, Velocity, sample
     from wanlab.sampling._saved import load_state, save_state
     from wanlab.sampling._schedules import dpmpp_sigmas, dynamic_mu, dynamic_sigmas, euler_sigmas, flow_sigmas
+    from wanlab.sampling._staggered import Staggered
     from wanlab.sampling._state import SamplerState
 
 _HOME = {
@@ -30,6 +31,7 @@ _HOME = {
     "euler_sigmas": "_schedules",
     "flow_sigmas": "_schedules",
     "SamplerState": "_state",
+    "Staggered": "_staggered",
     "load_state": "_saved",
     "save_state": "_saved",
 }
@@ -38,6 +40,7 @@ __all__ = [
     "OnStep",
     "Sampler",
     "SamplerState",
+    "Staggered",
     "Velocity",
     "dpmpp_sigmas",
     "draw",

@@ -20,7 +20,7 @@ class StepContext:
     sigmas: tuple[float, ...] | Tensor = ()
     """All num_steps + 1 noise levels."""
     timestep: float | Tensor = 0.0
-    """What the network is told, usually sigma * 1000; a scalar or (B,)."""
+    """What the network is told, usually sigma * 1000; a scalar, (B,), or (B, T) where latent frames differ."""
     expert: str = "transformer"
     branch: str = "cond"
     window: int | None = None
@@ -54,6 +54,8 @@ class Conditions:
     reference_frames: Tensor | None = None
     """Latents (B, C, N, H, W) of reference pictures, which lie beside the video's frames."""
     audio: Tensor | None = None
+    numbers: Mapping[str, int] | None = None
+    """Whole numbers of the spec that the network's forward depends on, by names that the family gives them."""
 
 
 NO_CONDITIONS = Conditions()
