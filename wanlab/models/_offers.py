@@ -39,7 +39,7 @@ def offers(model: Model) -> Offers:
         unused |= {f"sampling.{name}" for name in STRENGTHS}
     if not model.forces_frames:
         unused |= {f"sampling.{name}" for name in FORCING}
-    rules = tuple(n for n in GUIDANCE.names() if GUIDANCE.get(n).tells_network == model.takes_guidance)
+    rules = tuple(n for n in GUIDANCE.names() if not GUIDANCE.get(n).unfit(model))
     pixels = (geometry.pixel_multiple, geometry.max_pixels, geometry.pixel_multiple)
     bounds = {
         "size.width": pixels,

@@ -50,7 +50,7 @@ class Phantom(Wan):
         spec = self.resolve(spec)
         self.check_media(spec)
         frames = [self._encode_pixels(inputs.reference(ref, spec)) for ref in spec.media.references]
-        return Conditions(reference_frames=torch.cat(frames, 2))
+        return self._stretched(spec, Conditions(reference_frames=torch.cat(frames, 2)))
 
     def embed(self, latents: Tensor, ctx: StepContext, branch: Branch) -> Streams:
         references = branch.conditions.reference_frames

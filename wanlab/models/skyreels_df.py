@@ -20,7 +20,7 @@ from torch import Tensor
 from wanlab import media
 from wanlab.errors import WanlabError
 from wanlab.models import _wan_inputs as inputs
-from wanlab.models._wan_blocks import attention_sites
+from wanlab.models._wan_blocks import attention_sites, context
 from wanlab.models._window import check_window
 from wanlab.models.base import Geometry
 from wanlab.models.wan import Wan, share
@@ -157,12 +157,16 @@ class SkyReelsDF(Wan):
         stack.layout.grid, stack.layout.image = grid, 0
         each = grid[1] * grid[2]
         return Streams(
-            tokens={"video": video.flatten(2).transpose(1, 2), "text": text},
+            tokens={
+                "video": video.flatten(2).transpose(1, 2),
+                "text": text,
+                **self._negative(network, stack.layout, branch, batch),
+            },
             modulation={
                 "time": time.repeat_interleave(each, 1),
                 "blocks": blocks.repeat_interleave(each, 1).transpose(1, 2).contiguous(),
             },
-            rope=network.rope(latents),
+            rope=self._rope(network, latents, conditions),
             masks=self._mask(conditions, grid),
             grid=grid,
         )
@@ -209,7 +213,8 @@ class SkyReelsDF(Wan):
             found = self._known_frames(spec, self._encode_pixels(inputs.clip(spec.media.video, spec)))
         if last is not None:
             found = replace(found, reference_frames=self._encode_pixels(inputs.picture(last, spec)))
-        return replace(found, numbers={"block": _block(spec), "pace": int(spec.size.fps != _SLOW)})
+        found = replace(found, numbers={"block": _block(spec), "pace": int(spec.size.fps != _SLOW)})
+        return self._stretched(spec, found)
 
     def _known_frames(self, spec: GenerationSpec, frames: Tensor) -> Conditions:
         """Given latent frames as the first ones, which stay as they are."""
@@ -257,6 +262,6 @@ def lagging_steps(num_steps: int, num_blocks: int, lag: int, ready: int = 0) -> 
 
 def run_forced_block(block: Callable[..., Any], streams: Streams) -> Streams:
     """Call a SkyReelsV2TransformerBlock, or its compiled form, on the streams."""
-    tokens, mask = streams.tokens, streams.masks.get("causal")
-    video = block(tokens["video"], tokens["text"], streams.modulation["blocks"], streams.rope, mask)
+    video, mask = streams.tokens["video"], streams.masks.get("causal")
+    video = block(video, context(streams), streams.modulation["blocks"], streams.rope, mask)
     return streams.with_tokens(video=video)

@@ -130,11 +130,12 @@ class WanAnimate(Wan):
         background = self._encode_pixels(self._background(spec))
         channels = [torch.cat([torch.ones_like(person[:, : self._stride]), person], 1)]
         channels.append(torch.cat([self._kept(spec, background), background], 1))
-        return Conditions(
+        found = Conditions(
             channels=torch.cat(channels, 2),
             tokens={"image": self._see([image]), **self._faces(spec)},
             control=(self._encode_pixels(inputs.whole_clip(pose, spec, "pose_video")),),
         )
+        return self._stretched(spec, found)
 
     @property
     def _stride(self) -> int:
