@@ -92,13 +92,19 @@ def ours(model: Any, spec: Any, prompts: list[str]) -> Tensor:
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-def test_phantom_equals_the_published_procedure_and_every_input_matters(both: tuple[Any, Any], batch: int) -> None:
+@pytest.mark.parametrize("rule", ["cfg", "dual"])
+def test_phantom_equals_the_published_procedure_and_every_input_matters(
+    both: tuple[Any, Any], rule: str, batch: int
+) -> None:
     model, pipe = both
     pictures = [picture(1, *TALL), picture(2)]
     base: dict[str, Any] = {"prompt": PROMPTS[:batch], "references": pictures}
+    if rule == "dual":
+        base["image_scale"] = 4.0
     expected = reference(pipe, **base)
+    guidance = {"guidance": rule, "guidance_scale": 7.5} | ({"guidance__image_scale": 4.0} if rule == "dual" else {})
     spec = model.spec(
-        prompt=PROMPTS[0], negative_prompt=NEGATIVE, num_steps=STEPS, seed=3, guidance_scale=7.5, references=pictures
+        prompt=PROMPTS[0], negative_prompt=NEGATIVE, num_steps=STEPS, seed=3, references=pictures, **guidance
     )
     assert rel(ours(model, spec, PROMPTS[:batch]), expected) <= 1e-5
 
@@ -111,6 +117,8 @@ def test_phantom_equals_the_published_procedure_and_every_input_matters(both: tu
         "second reference": {"references": [pictures[0], picture(12)]},
         "order": {"references": pictures[::-1]},
     }
+    if rule == "dual":
+        variants["image_scale"] = {"image_scale": 5.0}
     moved = {name: rel(reference(pipe, **{**base, **change}), expected) for name, change in variants.items()}
     assert min(moved.values()) >= 1e-2, moved
 

@@ -139,6 +139,32 @@ def test_going_on_from_a_video_equals_diffusers(both: tuple[Any, Any], mode: str
     matters(pipes["video"], expected, base, {"video": film(11, 5)})
 
 
+def test_diffusers_corrects_the_first_step_from_the_wrong_latents(both: tuple[Any, Any]) -> None:
+    """It hands its solver a view of the latents and writes the result into them, so UniPC's corrector starts from what
+    step 0 made, not from the noise: 7 % off at 5 steps, 0.6 % at 50. SkyReels-V2's own code does so too."""
+    import diffusers
+
+    model, pipes = both
+    pipe = quiet(diffusers.SkyReelsV2DiffusionForcingPipeline(**pipes["text"].components))
+    pipe.scheduler = diffusers.UniPCMultistepScheduler.from_config(pipe.scheduler.config)
+    found = ours(model, spec_of(model), PROMPTS[:1])
+    assert rel(reference(pipe), found) >= 5e-2
+    assert rel(reference(pipe, num_inference_steps=1), ours(model, spec_of(model, num_steps=1), PROMPTS[:1])) <= 1e-5
+
+
+def test_what_diffusers_leaves_out_is_refused(both: tuple[Any, Any]) -> None:
+    """Frames beyond the last whole block stay noise there, and a picture that fills no block is drawn over."""
+    model, pipes = both
+    noise = model.initial_noise(spec_of(model))
+    left = reference(pipes["text"], causal_block_size=3)
+    assert torch.equal(left[:, :, 3], noise[:, :, 3])
+    kept, drawn = (reference(pipes["image"], image=picture(1), causal_block_size=n)[:, :, :1] for n in (1, 2))
+    assert rel(drawn, kept) >= 0.5
+    for changes in ({"causal_block_size": 3}, {"causal_block_size": 2, "image": picture(1)}):
+        with pytest.raises(wanlab.WanlabError, match="fill blocks"):
+            wanlab.generate(model, spec_of(model, **changes))
+
+
 def test_the_plan_of_steps_is_diffusers(both: tuple[Any, Any]) -> None:
     _, pipes = both
     for num_steps, blocks, lag, ready in itertools.product((1, 3, 6), (1, 2, 5), (0, 1, 4, 9), (0, 1)):
@@ -235,6 +261,17 @@ def test_branches_as_one_batch(both: tuple[Any, Any]) -> None:
     model, _ = both
     spec = spec_of(model, **MODES["blocks apart"], video=frames_of(film(1, 5)))
     assert rel(ours(model, spec.with_(batch_branches=True), PROMPTS), ours(model, spec, PROMPTS)) <= 1e-5
+
+
+@pytest.mark.parametrize("mode", ["together", "blocks apart"])
+def test_normalized_attention_guidance_and_riflex_reach_the_network(both: tuple[Any, Any], mode: str) -> None:
+    model, _ = both
+    spec = spec_of(model, guidance_scale=1, **MODES[mode])
+    plain = ours(model, spec, PROMPTS[:1])
+    assert rel(ours(model, spec.with_(guidance="nag", negative_prompt=PROMPTS[0]), PROMPTS[:1]), plain) <= 1e-5
+    assert rel(ours(model, spec.with_(guidance="nag"), PROMPTS[:1]), plain) >= 1e-2
+    with pytest.raises(wanlab.WanlabError, match="RIFLEx"):  # these networks are too small for it
+        ours(model, spec.with_(riflex="on"), PROMPTS[:1])
 
 
 def test_what_cannot_be_made_says_so(both: tuple[Any, Any]) -> None:
