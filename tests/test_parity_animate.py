@@ -82,21 +82,20 @@ def ours(model: Any, spec: Any, prompts: list[str]) -> Tensor:
     return wanlab.denoise(model, spec, text, wanlab.encode_conditions(model, spec), noise)
 
 
-@pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("mode", ["animate", "replace"])
-def test_animate_equals_diffusers_and_every_input_matters(both: tuple[Any, Any], mode: str, batch: int) -> None:
+def test_animate_equals_diffusers_and_every_input_matters(both: tuple[Any, Any], mode: str) -> None:
     model, pipe = both
     base: dict[str, Any] = {"image": picture(1), "pose_video": film(2), "face_video": faces(3)}
     media = {name: frames_of(value) if isinstance(value, list) else value for name, value in base.items()}
     if mode == "replace":
         base |= {"background_video": film(4), "mask_video": masks(0, 16), "mode": mode}
         media |= {"video": frames_of(film(4)), "mask": frames_of(masks(0, 16))}
-    base["prompt"] = PROMPTS[:batch]
-    expected = reference(pipe, **base)
-    assert rel(ours(model, spec_of(model, **media), PROMPTS[:batch]), expected) <= 1e-5
+    for batch in (2, 1):
+        expected = reference(pipe, prompt=PROMPTS[:batch], **base)
+        assert rel(ours(model, spec_of(model, **media), PROMPTS[:batch]), expected) <= 1e-5
 
     variants: dict[str, dict[str, Any]] = {
-        "prompt": {"prompt": ["quiet water at night"] * batch},
+        "prompt": {"prompt": ["quiet water at night"]},
         "negative_prompt": {"negative_prompt": "bright and calm"},
         "guidance_scale": {"guidance_scale": 3.5},
         "seed": {"seed": 4},

@@ -91,25 +91,23 @@ def ours(model: Any, spec: Any, prompts: list[str]) -> Tensor:
     return wanlab.denoise(model, spec, text, wanlab.encode_conditions(model, spec), noise)
 
 
-@pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("rule", ["cfg", "dual"])
-def test_phantom_equals_the_published_procedure_and_every_input_matters(
-    both: tuple[Any, Any], rule: str, batch: int
-) -> None:
+def test_phantom_equals_the_published_procedure_and_every_input_matters(both: tuple[Any, Any], rule: str) -> None:
     model, pipe = both
     pictures = [picture(1, *TALL), picture(2)]
-    base: dict[str, Any] = {"prompt": PROMPTS[:batch], "references": pictures}
+    base: dict[str, Any] = {"prompt": PROMPTS[:1], "references": pictures}
     if rule == "dual":
         base["image_scale"] = 4.0
-    expected = reference(pipe, **base)
     guidance = {"guidance": rule, "guidance_scale": 7.5} | ({"guidance__image_scale": 4.0} if rule == "dual" else {})
     spec = model.spec(
         prompt=PROMPTS[0], negative_prompt=NEGATIVE, num_steps=STEPS, seed=3, references=pictures, **guidance
     )
-    assert rel(ours(model, spec, PROMPTS[:batch]), expected) <= 1e-5
+    for batch in (2, 1):
+        expected = reference(pipe, **{**base, "prompt": PROMPTS[:batch]})
+        assert rel(ours(model, spec, PROMPTS[:batch]), expected) <= 1e-5
 
     variants: dict[str, dict[str, Any]] = {
-        "prompt": {"prompt": ["quiet water at night"] * batch},
+        "prompt": {"prompt": ["quiet water at night"]},
         "negative_prompt": {"negative_prompt": "bright and calm"},
         "guidance_scale": {"guidance_scale": 8.0},
         "seed": {"seed": 4},

@@ -89,54 +89,51 @@ def ours(model: Any, spec: Any, prompts: list[str]) -> Tensor:
     return wanlab.denoise(model, spec, text, wanlab.encode_conditions(model, spec), noise)
 
 
-def matters(pipe: Any, expected: Tensor, base: dict[str, Any], variants: dict[str, Any]) -> None:
-    """Each variant alone moves the reference; `guidance_scale` and the rest as keyword arguments of it."""
-    batch = len(base["prompt"])
+def equals(model: Any, pipe: Any, settings: dict[str, Any], media: dict[str, Any]) -> Tensor:
+    """diffusers' latents of the first prompt, equal to ours, as are those of a batch of two."""
+    steps = {name: settings[name] for name in OTHER if name in settings}
+    for batch in (2, 1):
+        expected = reference(pipe, prompt=PROMPTS[:batch], **settings)
+        found = ours(model, spec_of(model, **steps, **media), PROMPTS[:batch])
+        assert found.shape == expected.shape == (batch, 16, 4, 4, 6)
+        assert rel(found, expected) <= 1e-5
+    return expected
+
+
+def matters(pipe: Any, expected: Tensor, settings: dict[str, Any], variants: dict[str, Any]) -> None:
+    """Each of the variants, and of those that every pipeline has, alone moves the reference."""
     common: dict[str, Any] = {
-        "prompt": ["quiet water at night"] * batch,
+        "prompt": ["quiet water at night"],
         "negative_prompt": "bright and calm",
         "guidance_scale": 5.5,
         "seed": 4,
     }
-    moved = {name: rel(reference(pipe, **{**base, name: v}), expected) for name, v in {**common, **variants}.items()}
+    changed = {**common, **variants}
+    moved = {name: rel(reference(pipe, **{**settings, name: value}), expected) for name, value in changed.items()}
     assert min(moved.values()) >= 1e-2, moved
 
 
-@pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("mode", list(MODES))
-def test_text_to_video_equals_diffusers(both: tuple[Any, Any], mode: str, batch: int) -> None:
+def test_text_to_video_equals_diffusers(both: tuple[Any, Any], mode: str) -> None:
     model, pipes = both
-    base = {"prompt": PROMPTS[:batch], **MODES[mode]}
-    expected = reference(pipes["text"], **base)
-    found = ours(model, spec_of(model, **MODES[mode]), PROMPTS[:batch])
-    assert found.shape == expected.shape == (batch, 16, 4, 4, 6)
-    assert rel(found, expected) <= 1e-5
-    matters(pipes["text"], expected, base, {name: OTHER[name] for name in MODES[mode]})
+    expected = equals(model, pipes["text"], MODES[mode], {})
+    matters(pipes["text"], expected, MODES[mode], {name: OTHER[name] for name in MODES[mode]})
 
 
-@pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("mode", ["together", "apart"])
-def test_image_to_video_equals_diffusers(both: tuple[Any, Any], mode: str, batch: int) -> None:
+def test_image_to_video_equals_diffusers(both: tuple[Any, Any], mode: str) -> None:
     model, pipes = both
-    for last in ({}, {"last_image": picture(2)}):
-        base = {"prompt": PROMPTS[:batch], "image": picture(1), **last, **MODES[mode]}
-        expected = reference(pipes["image"], **base)
-        found = ours(model, spec_of(model, image=picture(1), **last, **MODES[mode]), PROMPTS[:batch])
-        assert found.shape == expected.shape
-        assert rel(found, expected) <= 1e-5
-        matters(pipes["image"], expected, base, {name: picture(11) for name in ("image", *last)})
+    for media in ({"image": picture(1)}, {"image": picture(1), "last_image": picture(2)}):
+        expected = equals(model, pipes["image"], {**MODES[mode], **media}, media)
+        matters(pipes["image"], expected, {**MODES[mode], **media}, {name: picture(11) for name in media})
 
 
-@pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("mode", list(MODES))
-def test_going_on_from_a_video_equals_diffusers(both: tuple[Any, Any], mode: str, batch: int) -> None:
+def test_going_on_from_a_video_equals_diffusers(both: tuple[Any, Any], mode: str) -> None:
     model, pipes = both
-    base = {"prompt": PROMPTS[:batch], "video": film(1, 5), "overlap_history": 5, "base_num_frames": 13, **MODES[mode]}
-    expected = reference(pipes["video"], **base)
-    found = ours(model, spec_of(model, video=frames_of(film(1, 5)), **MODES[mode]), PROMPTS[:batch])
-    assert found.shape == expected.shape
-    assert rel(found, expected) <= 1e-5
-    matters(pipes["video"], expected, base, {"video": film(11, 5)})
+    settings = {**MODES[mode], "video": film(1, 5), "overlap_history": 5, "base_num_frames": 13}
+    expected = equals(model, pipes["video"], settings, {"video": frames_of(film(1, 5))})
+    matters(pipes["video"], expected, settings, {"video": film(11, 5)})
 
 
 def test_diffusers_corrects_the_first_step_from_the_wrong_latents(both: tuple[Any, Any]) -> None:
