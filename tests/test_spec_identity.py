@@ -147,7 +147,7 @@ def test_every_setting_moves_the_id() -> None:
         "audio": picture, "references": [picture], "guidance": "cfg_interval", "stored_as": "fp8", "video_2": picture,
         "mask_2": picture, "pose_video": picture, "face_video": picture, "fit": "pad", "control_scale": [0.5],
         "control_scale_2": [0.5], "denoising_strength": 0.5, "masking_strength": 0.5, "riflex": "on",
-        "unload": "switch",
+        "unload": "switch", "ar_step": 5, "causal_block_size": 5,
     }  # fmt: skip
     keyframe = spec.with_(keyframes=[picture], keyframe_positions=[0])
     phases = spec.with_(phase_scales=[5, 1], phase_boundaries=[0.9])

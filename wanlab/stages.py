@@ -24,7 +24,7 @@ from wanlab.errors import shorten
 from wanlab.guidance import predict
 from wanlab.models.base import Check
 from wanlab.registry import GUIDANCE, SAMPLERS
-from wanlab.sampling import OnStep, Remembering, Sampler, SamplerState, Velocity, draw, sample
+from wanlab.sampling import OnStep, Remembering, Sampler, SamplerState, Staggered, Velocity, draw, sample
 from wanlab.sites import NO_CONDITIONS, Conditions, StepContext, compiling
 from wanlab.spec import GenerationSpec
 from wanlab.watch import Interrupts
@@ -127,9 +127,14 @@ def post(spec: GenerationSpec, media: Any, check: Check | None = None) -> Any:
 
 
 def make_sampler(model: Any, spec: GenerationSpec) -> Sampler:
-    """The spec's sampler over the model's noise levels; its later draws depend on seed and step alone."""
+    """The spec's sampler over the model's noise levels; its later draws depend on seed and step alone.
+
+    Where the model's frames do not step together it is `Staggered`, whose steps are the rows of the model's plan.
+    """
     noise = partial(_draw_step, spec.sampling.seed)
-    return SAMPLERS.get(spec.sampling.sampler)(model.sigmas(spec), noise)
+    sampler: Sampler = SAMPLERS.get(spec.sampling.sampler)(model.sigmas(spec), noise)
+    plan = model.frame_steps(spec)
+    return sampler if plan is None else Staggered(sampler, plan)
 
 
 @contextmanager
@@ -199,15 +204,15 @@ def velocity_of(
     rule = GUIDANCE.get(spec.guidance.method)(spec.guidance, spec.guidance.bind())
     experts = model.experts(spec)
     sigmas = tuple(sampler.sigmas.tolist())
-    timesteps = sampler.timesteps.tolist()
 
     def velocity(latents: Tensor, step: int) -> Tensor:
+        sigma, timestep = sampler.clock(step, len(latents))
         ctx = StepContext(
             step=step,
             num_steps=sampler.num_steps,
-            sigma=sigmas[step],
+            sigma=sigma,
             sigmas=sigmas,
-            timestep=timesteps[step],
+            timestep=timestep,
             expert=experts[step],
             latents=latents,
         )

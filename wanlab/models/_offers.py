@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from wanlab.models._resolve import STRENGTHS
+from wanlab.models._resolve import FORCING, STRENGTHS
 from wanlab.registry import ATTENTION, GUIDANCE
 from wanlab.spec import PARTS
 
@@ -37,6 +37,8 @@ def offers(model: Model) -> Offers:
         unused |= {"size.num_frames", "size.fps", "sampling.riflex"}
     if not model.starts_from_video:
         unused |= {f"sampling.{name}" for name in STRENGTHS}
+    if not model.forces_frames:
+        unused |= {f"sampling.{name}" for name in FORCING}
     rules = tuple(n for n in GUIDANCE.names() if not GUIDANCE.get(n).unfit(model))
     pixels = (geometry.pixel_multiple, geometry.max_pixels, geometry.pixel_multiple)
     bounds = {

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 STRENGTHS = ("denoising_strength", "masking_strength")
 """Settings that only models which start from a video follow."""
+FORCING = ("ar_step", "causal_block_size")
+"""Settings that only models whose frames may be at different steps follow."""
 
 
 def resolve(model: Model, spec: GenerationSpec) -> GenerationSpec:
@@ -176,6 +178,9 @@ def _refuse_unused(model: Model, spec: GenerationSpec) -> None:
         if getattr(spec.media, name) != field.default and name not in model.accepts:
             takes = ", ".join(model.accepts) or "text only"
             raise WanlabError(f"{model.id} takes no {name}", remedy=f"It takes {takes}")
+    for name in () if model.forces_frames else FORCING:
+        if getattr(spec.sampling, name):
+            raise WanlabError(f"{model.id} steps all frames together, so {name} means nothing", remedy="Leave it out")
     if spec.text.max_text_tokens is not None and spec.text.max_text_tokens > model.max_text_tokens:
         tokens = spec.text.max_text_tokens
         raise WanlabError(f"max_text_tokens = {tokens} is more than {model.id} reads", choices=[model.max_text_tokens])

@@ -26,28 +26,28 @@ def picture(ref: MediaRef, spec: GenerationSpec) -> Tensor:
     return _pixels(media.fit(media.read_image(ref)[None], *size(spec), spec.media.fit))
 
 
-def reference(ref: MediaRef, spec: GenerationSpec) -> Tensor:
-    """A whole picture on white at the video's size: (1, 3, 1, H, W) float32 in [-1, 1]."""
-    return _pixels(media.fit(media.read_image(ref)[None], *size(spec), "pad", pad=255))
+def reference(ref: MediaRef, spec: GenerationSpec, pad: int = 255) -> Tensor:
+    """A whole picture on white, or another grey, at the video's size: (1, 3, 1, H, W) float32 in [-1, 1]."""
+    return _pixels(media.fit(media.read_image(ref)[None], *size(spec), "pad", pad=pad))
 
 
-def clip(ref: MediaRef, spec: GenerationSpec) -> Tensor:
+def clip(ref: MediaRef, spec: GenerationSpec, at: tuple[int, int] | None = None) -> Tensor:
     """The first num_frames frames of a video at the spec's size and fps: (1, 3, T, H, W) float32 in [-1, 1].
 
-    T is less where the video is shorter.
+    T is less where the video is shorter. `at` is another (H, W).
     """
     frames = media.read_video(ref, fps=spec.size.fps, num_frames=spec.size.num_frames)
-    return _pixels(media.fit(frames, *size(spec), spec.media.fit))
+    return _pixels(media.fit(frames, *(at or size(spec)), spec.media.fit))
 
 
-def whole_clip(ref: MediaRef, spec: GenerationSpec) -> Tensor:
-    """`clip`, refused where the video is shorter than the result."""
-    found = clip(ref, spec)
+def whole_clip(ref: MediaRef, spec: GenerationSpec, name: str = "video", at: tuple[int, int] | None = None) -> Tensor:
+    """`clip`, refused where the video, called `name`, is shorter than the result."""
+    found = clip(ref, spec, at)
     wanted = length(spec)
     if found.shape[2] < wanted:
         raise WanlabError(
-            f"The video has {found.shape[2]} frames at {spec.size.fps:g} fps, and the result has {wanted}",
-            remedy="Ask for fewer num_frames, or give a longer video",
+            f"The {name} has {found.shape[2]} frames at {spec.size.fps:g} fps, and the result has {wanted}",
+            remedy=f"Ask for fewer num_frames, or give a longer {name}",
         )
     return found
 

@@ -47,6 +47,10 @@ class Model(Networks):
     starts_from_video: ClassVar[bool] = False
     """Whether a video is what the noise is mixed with; else denoising_strength and masking_strength mean nothing."""
 
+    forces_frames: ClassVar[bool] = False
+    """Whether latent frames may be at different steps (diffusion forcing); else ar_step and causal_block_size mean
+    nothing."""
+
     def __init__(self, definition: Definition, checkpoint: Checkpoint, device: torch.device, chosen: Any) -> None:
         super().__init__(definition, checkpoint, device, chosen)
         self.stacks = Stacks(self.parts, self.experts_present, self._stack)
@@ -143,6 +147,13 @@ class Model(Networks):
         if boundary is None or len(self.experts_present) == 1:
             return [self.experts_present[0]] * len(levels)
         return [EXPERTS[0] if sigma >= boundary else EXPERTS[1] for sigma in levels]
+
+    def frame_steps(self, spec: GenerationSpec) -> Tensor | None:
+        """Where latent frames do not step together: which of the sampler's steps each takes, (rows, T) on the CPU.
+
+        -1 while a frame waits, num_steps when it is clean; a row is a step of the run. None where all step together.
+        """
+        return None
 
     def latent_shape(self, spec: GenerationSpec) -> tuple[int, int, int, int]:
         """(C, T, H, W) of the latents of a resolved spec."""

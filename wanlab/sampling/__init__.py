@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         flow_sigmas,
         linear_sigmas,
     )
+    from wanlab.sampling._staggered import Staggered
     from wanlab.sampling._state import SamplerState
 
 _HOME = {
@@ -40,6 +41,7 @@ _HOME = {
     "flow_sigmas": "_schedules",
     "linear_sigmas": "_schedules",
     "SamplerState": "_state",
+    "Staggered": "_staggered",
     "load_state": "_saved",
     "save_state": "_saved",
 }
@@ -50,6 +52,7 @@ __all__ = [
     "Remembering",
     "Sampler",
     "SamplerState",
+    "Staggered",
     "Velocity",
     "dpmpp_sigmas",
     "draw",

@@ -57,6 +57,10 @@ class Sampler(abc.ABC):
     def num_steps(self) -> int:
         return len(self.sigmas) - 1
 
+    def clock(self, i: int, batch: int) -> tuple[float | Tensor, float | Tensor]:
+        """(sigma, timestep) of step `i`: numbers, or (batch, T) tensors where latent frames differ."""
+        return float(self.sigmas[i]), self.timesteps[i].item()
+
     def init(self, latents: Tensor, start: int = 0) -> SamplerState:
         """The state before step `start`; `latents` are at noise level `sigmas[start]`."""
         assert 0 <= start <= self.num_steps, f"start {start} of {self.num_steps} steps"

@@ -218,7 +218,7 @@ class AttentionSite(Site):
     ) -> None:
         super().__init__(name, "attention", fn, lock)
         self.role = role
-        """self | cross | image_cross | joint | audio."""
+        """self | cross | image_cross | joint | audio | face."""
         self.layout = layout
         self.head_dim = head_dim
         self.fn = fn

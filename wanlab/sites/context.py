@@ -21,7 +21,7 @@ class StepContext:
     sigmas: tuple[float, ...] | Tensor = ()
     """All num_steps + 1 noise levels."""
     timestep: float | Tensor = 0.0
-    """What the network is told, usually sigma * 1000; a scalar or (B,)."""
+    """What the network is told, usually sigma * 1000; a scalar, (B,), or (B, T) where latent frames differ."""
     expert: str = "transformer"
     branch: str = "cond"
     window: int | None = None
@@ -57,6 +57,8 @@ class Conditions:
     audio: Tensor | None = None
     riflex: int | None = None
     """Latent frames for which RIFLEx slows the rotary positions in time; None is off."""
+    numbers: Mapping[str, int] | None = None
+    """Whole numbers of the spec that the network's forward depends on, by names that the family gives them."""
 
     def blank(self, *names: str) -> Conditions:
         """The same conditions with the named tensors zero, shapes kept: what guidance moves away from.

@@ -125,6 +125,12 @@ class SamplingSpec(Part):
     """RIFLEx: a slower rotary frequency in time, against repetition in clips longer than the model was trained on.
     auto: for clips of more than 6 seconds."""
 
+    ar_step: Annotated[int, Field(ge=0, le=10_000), HashDefault(0)] = 0
+    """Diffusion forcing: steps by which each block of frames lags behind the one before it; 0 is all together."""
+    causal_block_size: Annotated[PositiveInt | None, HashDefault(None)] = None
+    """Diffusion forcing: latent frames in a block. With more than 1, frames see their own and earlier blocks only.
+    None is the model's own."""
+
     @model_validator(mode="after")
     def _check_sigmas(self) -> Self:
         sigmas = self.sigmas
