@@ -175,3 +175,10 @@ def test_media_pass_through_a_form_and_missing_ones_are_named(model: Any) -> Non
     assert form.spec == gone
     assert "gone.png (000000000000) is not stored in" in texts(form, "media.image")
     assert not thumbnails(form, "media.image")
+
+
+def test_the_page_gets_no_tooltip_of_a_box(form: SpecForm) -> None:
+    """ipywidgets 8.1.9 shows an error in place of a box with a tooltip; the upload button has it instead."""
+    widget = form.field("media.image").widget
+    assert "tooltip" not in widget.get_state()
+    assert widget.upload.tooltip == form.field("media.image").help == "First frame."

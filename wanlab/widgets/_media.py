@@ -32,13 +32,14 @@ class MediaInput(widgets.VBox):
     value = traitlets.Tuple()
     problem = traitlets.Unicode()
     description = traitlets.Unicode()
+    tooltip = traitlets.Unicode(allow_none=True)  # not the page's: ipywidgets 8.1.9 shows no box that has one
 
     def __init__(self, leaf: str, is_list: bool) -> None:
         self._leaf, self._is_list = leaf, is_list
         label = widgets.Label(leaf, layout={"width": "130px", "justify_content": "flex-end"})
         accept = _ACCEPT[media.wanted_kind(leaf)]
         self.upload = widgets.FileUpload(
-            accept=accept, multiple=is_list, description="Upload", layout={"width": "96px"}
+            accept=accept, multiple=is_list, description="Upload", layout={"width": "auto"}
         )
         self.path = widgets.Text(placeholder="or a path", continuous_update=False, layout={"width": "130px"})
         self.clear = button("", f"Give no {leaf}", lambda: self.choose(()), "times")
@@ -46,6 +47,7 @@ class MediaInput(widgets.VBox):
         self.shown = widgets.Box(layout={"flex_flow": "row wrap", "margin": "0 0 0 138px"})
         row = widgets.Box([label, self.upload, self.path, self.clear], layout={"flex_flow": "row wrap"})
         super().__init__([row, self.shown], layout={"width": "auto", "max_width": "100%"})
+        traitlets.dlink((self, "tooltip"), (self.upload, "tooltip"))
         self.upload.observe(lambda change: self._uploaded(change["new"]), "value")
         self.path.observe(lambda change: self._named(change["new"]), "value")
         self.observe(lambda _: self._show(), "value")
