@@ -85,8 +85,8 @@ def test_a_folder_of_another_family_or_pipeline_is_refused(copy: Any) -> None:
     folder, definition = copy("wan")
     with pytest.raises(WanlabError, match=r"holds a WanPipeline, and the family 'flux' reads a FluxPipeline"):
         models.load({**definition, "family": "flux", "architecture": {}})
-    edit(folder / "model_index.json", _class_name="WanImageToVideoPipeline")
-    with pytest.raises(WanlabError, match="WanImageToVideoPipeline"):
+    edit(folder / "model_index.json", _class_name="WanAnimatePipeline")
+    with pytest.raises(WanlabError, match="WanAnimatePipeline"):
         models.load(definition)
     (folder / "model_index.json").write_text("[1]")
     with pytest.raises(WanlabError, match="no JSON object"):

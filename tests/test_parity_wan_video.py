@@ -135,7 +135,7 @@ def test_a_mask_keeps_the_video_outside_of_it(both: tuple[Any, Any], strength: f
     ("changes", "words"),
     [
         ({"denoising_strength": 0.01}, "leaves none of 8 steps"),
-        ({"denoising_strength": 0.5, "sigmas": [0.9, 0.4, 0.0]}, "and so does denoising_strength"),
+        ({"denoising_strength": 0.5, "num_steps": 2, "sigmas": [0.9, 0.4, 0.0]}, "and so does denoising_strength"),
         ({"video": None, "denoising_strength": 0.5}, "Give video too"),
         ({"video": None, "mask": half()}, "there is none"),
         ({"masking_strength": 0.5}, "there is none"),

@@ -238,7 +238,7 @@ def test_options_cannot_be_changed_in_place(spec: GenerationSpec) -> None:
         ({"prompt": b"bytes"}, "cannot be stored as JSON"),
         ({"seed": 1 + 2j}, "cannot be stored as JSON"),
         ({"references": {1, 2}}, "cannot be stored as JSON"),
-        ({"image": "kite.png"}, "Give a MediaRef"),
+        ({"image": "kite.png"}, "media.image: 'kite.png' does not exist"),
         ({"image": {**PICTURE, "sha256": "../x"}}, "media.image.sha256"),
         ({"image": {**PICTURE, "kind": "movie"}}, "media.image.kind"),
         ({"image": {"sha256": "ab" * 32}}, "media.image.kind is missing"),

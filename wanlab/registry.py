@@ -1,6 +1,7 @@
 """Names of methods and families, known from the package's files and imported on first use.
 
-This is the one place that imports upward: `Registry.get` imports `<package>.<name>` when a name is first used.
+This is the one place that imports upward: `Registry.get` imports `<package>.<name>` when a name is first used, `late`
+a function's module when it is first called.
 """
 
 from __future__ import annotations
@@ -76,6 +77,15 @@ def lazy(package: str, homes: dict[str, str]) -> Callable[[str], Any]:
         return getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
 
     return get
+
+
+def late(module: str, name: str) -> Callable[..., Any]:
+    """The function `name` of a module that comes later in the order; the module is imported when it is first called."""
+
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        return getattr(importlib.import_module(module), name)(*arguments, **keywords)
+
+    return call
 
 
 ATTENTION: Registry[Any] = Registry("attention backend", "wanlab.attention")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from wanlab import details, inline, runs, video
+from wanlab import details, inline, media, runs, video
 from wanlab.audio import Audio, read_audio, write_wav
 from wanlab.errors import WanlabError, shorten
 from wanlab.files import header_gate, read_json
@@ -91,8 +91,8 @@ class Result:
         """Write the sample and return its path; complete or not at all.
 
         "x.mp4" and "x.png" (one frame) carry the spec inside; a path without an ending becomes a run folder with
-        run.json, the picture, the latents and the sound. Raises WanlabError for another ending, for a full disk and for
-        a place that cannot be written.
+        run.json, the picture, the latents, the sound and the media that went in. Raises WanlabError for another ending,
+        for a full disk, for a place that cannot be written and, for a folder, where media are no longer stored.
         """
         path = _path(path)
         if path.suffix not in ("", _VIDEO, _IMAGE):
@@ -104,6 +104,7 @@ class Result:
             )
         if not path.suffix:
             runs.write_run(path, self.published_record(), self.artifacts())
+            media.remember(path)
         elif path.suffix == _VIDEO:
             self._write_clip(path)
         else:
@@ -148,6 +149,7 @@ class Result:
 
     def lies_in(self, folder: Path) -> None:
         """Note that this run folder holds the sample as it is; `save` and `keep` do so themselves."""
+        media.remember(folder)
         self._lies_at(folder, folder / self._picture())
 
     def _lies_at(self, path: Path, file: Path) -> None:
@@ -177,7 +179,8 @@ class Result:
         return record.with_(resolved={**record.resolved, "spec": publishable(resolved).to_dict()})
 
     def artifacts(self) -> dict[str, runs.Source]:
-        """The files of a run folder: the picture, which is encoded when it is written, the latents and the sound."""
+        """The files of a run folder: the picture, which is encoded when it is written, the latents, the sound and the
+        media that went in. Raises WanlabError where those are no longer stored."""
         from safetensors.torch import save
 
         if self.is_video:
@@ -189,7 +192,7 @@ class Result:
         if self.audio is not None:
             audio = self.audio
             artifacts[_SOUND] = lambda path: write_wav(path, audio)
-        return artifacts
+        return artifacts | runs.shared(media.run_files(self.spec.media))
 
     def _write_clip(self, path: Path) -> None:
         crf, comment = self.spec.output.crf, self._comment()
@@ -322,6 +325,8 @@ def _open_file(path: Path) -> Result:
     audio = None if video.is_png(path) else read_audio(path)
     result = Result(frames, None, spec, record, fps or spec.size.fps or 16.0, audio=audio)
     result._lies_at(path, path)
+    if (path.parent / runs.RUN_JSON).is_file():
+        media.remember(path.parent)
     return result
 
 
@@ -340,7 +345,7 @@ def _open_folder(folder: Path) -> Result:
     audio = read_audio(runs.artifact(folder, record, _SOUND)) if _SOUND in names else None
     spec = GenerationSpec.from_json(record.spec)
     result = Result(frames, latents, spec, record, fps or spec.size.fps or 16.0, audio=audio)
-    result._lies_at(folder, file)
+    result.lies_in(folder)
     return result
 
 

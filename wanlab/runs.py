@@ -25,6 +25,7 @@ import subprocess
 import sys
 import unicodedata
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -52,8 +53,17 @@ _SLUG = 40  # characters of a prompt in a folder's name
 _PACKAGES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "av", "pydantic")
 
 Status = Literal["pending", "running", "ok", "failed", "cancelled", "oom", "crashed"]
-Source = bytes | Path | Callable[[Path], Any]
-"""An artifact's content: bytes, a file to copy, or a function that writes the file at the path it is given."""
+
+
+@dataclass(frozen=True)
+class Unchanging:
+    """A file that nobody writes to again, so that a run folder may share it."""
+
+    path: Path
+
+
+Source = bytes | Path | Unchanging | Callable[[Path], Any]
+"""An artifact's content: bytes, a file to copy or to link to, or a function that writes the file at a path."""
 
 
 class Artifact(Part):
@@ -100,6 +110,11 @@ class RunRecord(Part):
     host: str = ""
     pid: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     heartbeat: str | None = None
+
+
+def shared(files: Mapping[str, Path]) -> dict[str, Source]:
+    """Artifacts that are files which nobody writes to again."""
+    return {name: Unchanging(file) for name, file in files.items()}
 
 
 def now() -> str:
@@ -229,10 +244,26 @@ def _produce(part: Path, source: Source) -> None:
         part.write_bytes(source)
     elif isinstance(source, Path):
         shutil.copyfile(source, part)
+    elif isinstance(source, Unchanging):
+        if _linked(source.path, part):
+            return
+        shutil.copyfile(source.path, part)
     else:
         source(part)
     with part.open("rb+") as file:
         os.fsync(file.fileno())
+
+
+def _linked(file: Path, part: Path) -> bool:
+    """Make `part` another name of a file; False where the disk or its rules do not allow that."""
+    part.unlink(missing_ok=True)
+    try:
+        os.link(file.resolve(), part)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        return False
+    return True
 
 
 def _write_record(folder: Path, record: RunRecord) -> None:

@@ -28,6 +28,7 @@ settings are those of a spec, by flat or dotted name; values are JSON, or text w
   wanlab generate wan_tiny prompt="a red circle moves right on a black background" seed=7
   wanlab generate wan_tiny prompt="a blue square" guidance_scale=1.0 num_frames=9 --out square.mp4
   wanlab generate wan_tiny cache=fixed 'cache.mask=[true,false,true,true]' num_steps=4
+  wanlab generate MODEL image=kite.png fit=pad 'references=["fox.png","hat.png"]'
   wanlab generate --spec square.mp4 seed=8
 
 `wanlab models MODEL` lists a model's settings and their defaults."""

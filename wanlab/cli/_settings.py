@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from wanlab import catalog
+from wanlab import catalog, media
 from wanlab.catalog import Definition
 from wanlab.errors import WanlabError, shorten
 from wanlab.files import read_json
@@ -39,7 +39,7 @@ def request(words: Sequence[str], source: str | None) -> tuple[Definition, Gener
 
 
 def read_settings(words: Sequence[str]) -> dict[str, Any]:
-    """`setting=value` words as a dict. A value is what its JSON says; text that is no JSON stays text.
+    """`setting=value` words as a dict. A value is what its JSON says; text that is no JSON stays text, as do paths.
 
     >>> read_settings(["seed=7", "prompt=a red circle", "cache.mask=[true, false]", "cache=fixed"])
     {'seed': 7, 'prompt': 'a red circle', 'cache.mask': [True, False], 'cache': 'fixed'}
@@ -72,7 +72,9 @@ def _is_text(name: str) -> bool:
 def read_spec(path: Path) -> GenerationSpec:
     """The spec in a JSON file, a run folder (of a run that failed, too), its run.json, or an mp4 or png of wanlab."""
     if path.is_dir() or path.name == RUN_JSON:
-        return GenerationSpec.from_json(read_run(path if path.is_dir() else path.parent).spec)
+        folder = path if path.is_dir() else path.parent
+        media.remember(folder)
+        return GenerationSpec.from_json(read_run(folder).spec)
     if path.suffix.lower() == ".json":
         return GenerationSpec.from_json(path)
     from wanlab.result import open_result

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from wanlab import runs
+from wanlab import media, runs
 from wanlab.errors import WanlabError, shorten
 from wanlab.files import PART
 from wanlab.result import Result, publishable
@@ -31,11 +31,13 @@ class JobFolder:
     """A run folder while its job waits and runs: `pending`, `running`, then what became of it.
 
     Beaten by a thread of this process, so that neither a long step nor a long queue is taken for a crash. Raises
-    WanlabError for a folder that holds a run which ended well or is in hand, and for one that cannot be written.
+    WanlabError for a folder that holds a run which ended well or is in hand, for one that cannot be written and for
+    media that are not stored. A run that fails keeps its media too, so that it can be made again from its folder.
     """
 
     def __init__(self, path: str | Path, model: Any, spec: GenerationSpec) -> None:
         self.path = _free(path)
+        self._media = media.run_files(spec.media)
         self._lock = threading.Lock()
         self._ended = self._cut_short = False
         record = runs.RunRecord(
@@ -102,7 +104,8 @@ class JobFolder:
             self._ended = True
             record = self._record.with_(status=kind, error=why.model_dump(), ended=runs.now())
             try:
-                runs.write_run(self.path, record, {})
+                there = {name: file for name, file in self._media.items() if file.is_file()}
+                runs.write_run(self.path, record, runs.shared(there))
             except WanlabError:
                 _log.exception("%s could not be told that its run was %s", self.path, kind)
 

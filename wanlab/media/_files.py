@@ -22,6 +22,12 @@ _PICTURES = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,wav,mp3,flac,aac"
 _ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")  # in the others, further pictures are pages or views
 _SUFFIXES = {"jpeg": ".jpg", "mpo": ".jpg", "tiff": ".tif"}
+_SERVES: dict[Kind, tuple[Kind, ...]] = {
+    "image": ("image",),
+    "video": ("video", "image"),
+    "mask": ("mask", "image", "video"),
+    "audio": ("audio", "video"),
+}
 _REMEDY = "Give a PNG, JPEG, WebP, GIF, mp4, webm or wav that is complete"
 
 
@@ -110,6 +116,13 @@ def frame_rgb(frame: Any, size: tuple[int, int]) -> Frames:
     else:
         pixels = to_rgb(frame)
     return np.ascontiguousarray(np.rot90(pixels[: size[0], : size[1]], round(frame.rotation / 90)))
+
+
+def check_kind(found: Kind, wanted: Kind, name: str) -> None:
+    """Raise `WanlabError` where media cannot serve as another kind; a picture is a video of one frame."""
+    if found not in _SERVES[wanted]:
+        words = {"image": "a picture", "video": "a video", "audio": "sound", "mask": "a mask, picture or video"}
+        raise WanlabError(f"{name} is {words[found]}, not {words[wanted]}", remedy=f"Give {words[wanted]}")
 
 
 def recognise(path: Path, name: str) -> tuple[Kind, str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from wanlab.errors import WanlabError
 from wanlab.media._store import MediaStore
 from wanlab.spec.media_ref import MediaRef
+from wanlab.spec.parts import MediaSpec
 from wanlab.workspace import find_workspace
 
 RUN_MEDIA = "media"
@@ -22,6 +23,23 @@ def default_store() -> MediaStore:
 def remember(run_folder: Path) -> None:
     """Let `find` look into a run folder, in this process."""
     _runs[Path(run_folder).absolute() / RUN_MEDIA] = None
+
+
+def references(settings: MediaSpec) -> list[MediaRef]:
+    """All media that the media part of a spec names, each content once."""
+    found: dict[str, MediaRef] = {}
+    for leaf in type(settings).model_fields:
+        value = getattr(settings, leaf)
+        for item in value if isinstance(value, tuple) else (value,):
+            if isinstance(item, MediaRef):
+                found.setdefault(item.sha256, item)
+    return list(found.values())
+
+
+def run_files(settings: MediaSpec) -> dict[str, Path]:
+    """The files that a run folder holds for a spec's media part, by their place in it. Raises as `find` does."""
+    files = (find(ref) for ref in references(settings))
+    return {f"{RUN_MEDIA}/{file.name}": file for file in files}
 
 
 def find(ref: MediaRef) -> Path:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from wanlab import video
 from wanlab.errors import WanlabError, shorten
 from wanlab.files import sha256_file, writing
-from wanlab.media._files import Kind, recognise, rgb
+from wanlab.media._files import Kind, check_kind, recognise, rgb
 from wanlab.spec.media_ref import MediaRef
 
 _ARRAYS = "Give a path, a PIL image, or uint8 of shape (H, W, 3) or (T, H, W, 3)"
@@ -33,16 +33,19 @@ class MediaStore:
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
 
-    def put(self, what: Any, *, kind: Kind | None = None, fps: float = 16.0) -> MediaRef:
+    def put(self, what: Any, *, kind: Kind | None = None, fps: float = 16.0, name: str = "") -> MediaRef:
         """Store a file, a picture or frames and return the reference that a spec holds.
 
-        what: a path; a PIL image or (H, W, 3) uint8 array, stored as PNG; or (T, H, W, 3) uint8 frames at `fps`,
-        stored without loss. kind is found from the content and given for masks, which may be (H, W) or (T, H, W), bool,
-        uint8 or 0 to 1, too. Raises `WanlabError` that names what is no media, is damaged or holds no frame.
+        what: a path; a file's bytes; a PIL image or (H, W, 3) uint8 array, stored as PNG; or (T, H, W, 3) uint8 frames
+        at `fps`, stored without loss. name: what people call it, by default the file's. kind is found from the content
+        and given for masks, which may be (H, W) or (T, H, W), bool, uint8 or 0 to 1, too. Raises `WanlabError` that
+        names what is no media, is damaged, holds no frame or is of another kind.
         """
         with writing(self.root), _scratch(self.root) as scratch:
-            part, name = _write(what, scratch, kind, fps)
-            found, suffix = recognise(part, name or f"The {kind or 'picture'}")
+            part, called = _write(what, scratch, kind, fps)
+            name = (name or called)[-255:]
+            found, suffix = recognise(part, name or "What is given")
+            check_kind(found, kind or found, name or "What is given")
             sha256 = sha256_file(part)
             if self._stored(sha256) is None:
                 os.replace(part, self.root / f"{sha256}{suffix}")
@@ -88,11 +91,11 @@ def _scratch(root: Path) -> Iterator[Path]:
 def _write(what: Any, folder: Path, kind: Kind | None, fps: float) -> tuple[Path, str]:
     """Write `what` into `folder`; returns the file and the name it had."""
     if isinstance(what, str | os.PathLike):
-        source = Path(what).expanduser()
-        if "\0" in str(source) or not source.is_file():
-            why = "is a folder" if source.is_dir() else "does not exist or is no file"
-            raise WanlabError(f"{shorten(str(source))} {why}", remedy="Give the path of a picture, video or sound")
-        return Path(shutil.copyfile(source, folder / "file")), source.name[-255:]
+        source = _source(what)
+        return Path(shutil.copyfile(source, folder / "file")), source.name
+    if isinstance(what, bytes | bytearray | memoryview):
+        (folder / "file").write_bytes(what)
+        return folder / "file", ""
     if hasattr(what, "convert") and hasattr(what, "size"):  # a PIL image
         what = rgb(what)
     frames = _mask_frames(what) if kind == "mask" else what
@@ -102,6 +105,19 @@ def _write(what: Any, folder: Path, kind: Kind | None, fps: float) -> tuple[Path
         return video.write_lossless(folder / "file", frames, fps), ""
     have = f"An array {what.dtype} {what.shape}" if isinstance(what, np.ndarray) else shorten(what, 80)
     raise WanlabError(f"{have} is no media", remedy=_MASKS if kind == "mask" else _ARRAYS)
+
+
+def _source(path: str | os.PathLike[str]) -> Path:
+    """The file at a path that a user gave; raises `WanlabError` where there is none."""
+    try:
+        source = Path(path).expanduser()
+        is_file, is_folder = source.is_file(), source.is_dir()
+    except (OSError, RuntimeError, ValueError):  # too long a name; ~somebody who is not there; a NUL
+        is_file = is_folder = False
+    if not is_file:
+        why = "is a folder" if is_folder else "does not exist or is no file"
+        raise WanlabError(f"{shorten(str(path))} {why}", remedy="Give the path of a picture, video or sound")
+    return source
 
 
 def _mask_frames(what: Any) -> Any:

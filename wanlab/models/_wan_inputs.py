@@ -21,9 +21,14 @@ from wanlab.models._media import Geometry
 from wanlab.spec import GenerationSpec, MediaRef
 
 
-def picture(ref: MediaRef, spec: GenerationSpec, how: str | None = None) -> Tensor:
-    """A picture at the video's size: (1, 3, 1, H, W) float32 in [-1, 1]; `how` it is fitted, by default the spec's."""
-    return _pixels(media.read_image(ref)[None], spec, how)
+def picture(ref: MediaRef, spec: GenerationSpec) -> Tensor:
+    """A picture fitted to the video's size as the spec says: (1, 3, 1, H, W) float32 in [-1, 1]."""
+    return _pixels(media.fit(media.read_image(ref)[None], *size(spec), spec.media.fit))
+
+
+def reference(ref: MediaRef, spec: GenerationSpec) -> Tensor:
+    """A whole picture on white at the video's size: (1, 3, 1, H, W) float32 in [-1, 1]."""
+    return _pixels(media.fit(media.read_image(ref)[None], *size(spec), "pad", pad=255))
 
 
 def clip(ref: MediaRef, spec: GenerationSpec) -> Tensor:
@@ -31,7 +36,8 @@ def clip(ref: MediaRef, spec: GenerationSpec) -> Tensor:
 
     T is less where the video is shorter.
     """
-    return _pixels(media.read_video(ref, fps=spec.size.fps, num_frames=spec.size.num_frames), spec)
+    frames = media.read_video(ref, fps=spec.size.fps, num_frames=spec.size.num_frames)
+    return _pixels(media.fit(frames, *size(spec), spec.media.fit))
 
 
 def whole_clip(ref: MediaRef, spec: GenerationSpec) -> Tensor:
@@ -55,12 +61,11 @@ def mask(ref: MediaRef, spec: GenerationSpec, num_frames: int) -> Tensor:
             f"The mask has {len(frames)} frames, and the video {num_frames}", remedy="Give one picture, or a frame each"
         )
     fitted = media.fit_mask(frames, *size(spec), spec.media.fit)
-    return torch.from_numpy(np.ascontiguousarray(fitted)).float()[None, None]
+    return torch.tensor(fitted).float()[None, None]
 
 
-def _pixels(frames: np.ndarray, spec: GenerationSpec, how: str | None = None) -> Tensor:
-    fitted = np.ascontiguousarray(media.fit(frames, *size(spec), how or spec.media.fit))
-    return rearrange(torch.from_numpy(fitted), "t h w c -> 1 c t h w").float() / 255 * 2 - 1
+def _pixels(frames: np.ndarray) -> Tensor:
+    return rearrange(torch.tensor(frames), "t h w c -> 1 c t h w").float() / 255 * 2 - 1
 
 
 def size(spec: GenerationSpec) -> tuple[int, int]:

@@ -130,7 +130,7 @@ class Vace(Wan):
         spec = self.resolve(spec)
         self.check_media(spec)
         media = spec.media
-        references = [self._encode_pixels(inputs.picture(ref, spec, "pad")) for ref in media.references]
+        references = [self._encode_pixels(inputs.reference(ref, spec)) for ref in media.references]
         control = [self._control(spec, media.video, media.mask, references, keyframes=True)]
         scales = [media.control_scale]
         if media.video_2 is not None:

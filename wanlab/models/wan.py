@@ -125,18 +125,22 @@ class Wan(Model):
     def _time(
         self, network: Any, ctx: StepContext, conditions: Conditions, grid: tuple[int, ...], batch: int
     ) -> tuple[Tensor, Tensor]:
-        """Embeddings of the timestep, (B, D) and (B, 6, D); (B, L, D) and (B, L, 6, D) where tokens differ."""
-        embedder = network.condition_embedder
+        """Embeddings of the timestep, (B, D) and (B, 6, D); (B, L, D) and (B, L, 6, D) where some tokens are clean."""
         timestep = torch.as_tensor(ctx.timestep, dtype=torch.float32, device=self.device).expand(batch)
-        clean = conditions.free is not None and conditions.noise is None
-        if clean:
-            height, width = (a // b for a, b in zip(conditions.free.shape[-2:], grid[1:], strict=True))
-            free = share(conditions.free[:, 0, :, ::height, ::width].flatten(1).to(timestep), batch)
-            timestep = (free * timestep[:, None]).flatten()
-        projected = embedder.timesteps_proj(timestep)
-        if clean:
-            projected = projected.unflatten(0, (batch, -1))
-        time = embedder.time_embedder(projected.to(embedder.time_embedder.linear_1.weight.dtype)).to(self.dtype)
+        if conditions.free is None or conditions.noise is not None:
+            return self._embed_time(network, timestep)
+        # Two timesteps exist, 0 and the step's: embed both once and spread them over the tokens.
+        both = torch.stack([torch.zeros_like(timestep), timestep], 1).flatten()
+        time, blocks = (x.unflatten(0, (batch, 2)) for x in self._embed_time(network, both))
+        height, width = (a // b for a, b in zip(conditions.free.shape[-2:], grid[1:], strict=True))
+        which = conditions.free[0, 0, :, ::height, ::width].flatten().to(self.device).long()
+        return time[:, which], blocks[:, which]
+
+    def _embed_time(self, network: Any, timestep: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, D) and (N, 6, D) of timesteps (N,)."""
+        embedder = network.condition_embedder
+        projected = embedder.timesteps_proj(timestep).to(embedder.time_embedder.linear_1.weight.dtype)
+        time = embedder.time_embedder(projected).to(self.dtype)
         return time, embedder.time_proj(embedder.act_fn(time)).unflatten(-1, (6, -1))
 
     def _context(self, network: Any, branch: Branch, batch: int) -> Tensor:

@@ -13,6 +13,7 @@ from wanlab.files import read_json
 from wanlab.spec import parts
 from wanlab.spec.changes import Layout
 from wanlab.spec.identity import content, content_id
+from wanlab.spec.media_given import with_stored
 from wanlab.spec.method_part import MethodPart
 from wanlab.spec.migrations import SCHEMA, upgrade
 from wanlab.spec.part import HashDefault, Part, Unhashed, marker, plain
@@ -62,7 +63,7 @@ class GenerationSpec(Part):
 
     @classmethod
     def of(cls, model_default: Mapping[str, Any], /, **changes: Any) -> Self:
-        """A full spec: the model's default settings (nested or flat, with its `model` id), then `changes`."""
+        """A full spec: the default settings (nested or flat, with their `model` id), then `changes` as in `with_`."""
         base, touched = LAYOUT.merge({}, plain(model_default))
         return cls._make(base, changes, touched)
 
@@ -70,14 +71,15 @@ class GenerationSpec(Part):
         """The same spec with some settings changed and everything checked again.
 
         Accepts leaves, dotted names (through `**{"cache.mask": ...}`), parts as dicts, methods as words and
-        `part__option`. Values may be numpy scalars, lists or paths. Raises WanlabError.
+        `part__option`. Values may be numpy scalars, lists or paths. Media (image="kite.png", a PIL image, frames) are
+        stored in the workspace, and the spec holds their MediaRef. Raises WanlabError.
         """
         return type(self)._make(self.to_dict(), changes)
 
     @classmethod
     def _make(cls, base: Mapping[str, Any], changes: Mapping[str, Any], chosen: set[str] | None = None) -> Self:
         """Merge and check; parts whose method or options were chosen get the options checked and written out."""
-        nested, touched = LAYOUT.merge(base, plain(changes))
+        nested, touched = LAYOUT.merge(base, plain(with_stored(changes, base)))
         spec = cls.parse(nested)
         parts_to_fill = (name for name in sorted(touched | (chosen or set())) if getattr(spec, name).needs_filling())
         filled = {name: getattr(spec, name).filled().model_dump(mode="json") for name in parts_to_fill}

@@ -12,7 +12,7 @@ from wanlab.errors import WanlabError, shorten
 
 _SHOWN = 5  # problems repeated in one message
 
-STORE = "Give a MediaRef: wanlab.media.MediaStore(folder).put(...) stores a file, a picture or frames and gives one."
+STORE = "Give a MediaRef: spec.with_(...) and model.spec(...) take a file, a picture or frames, store it and hold one."
 _REMEDIES: dict[str, Callable[[dict[str, Any]], str]] = {
     "greater_than": lambda c: f"Give more than {c['gt']}",
     "greater_than_equal": lambda c: f"Give {c['ge']} or more",
