@@ -1,7 +1,6 @@
 """Guidance rules: what they run, what they compute, one after another or as one batch."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +9,7 @@ from wanlab.errors import WanlabError
 from wanlab.guidance import predict
 from wanlab.registry import GUIDANCE
 from wanlab.sites import NO_CONDITIONS, Branch, Conditions, StepContext
+from wanlab.spec.parts import GuidanceSpec
 
 SHAPE = (2, 4, 3, 6, 8)
 
@@ -53,9 +53,15 @@ def texts(batch=2):
     }
 
 
-def rule(name, scale=5.0, second=None, batch_branches=False, **options):
+def rule(name, scale=5.0, /, second=None, batch_branches=False, phases=((), ()), **options):
     made = GUIDANCE.get(name)
-    part = SimpleNamespace(guidance_scale=scale, guidance_scale_2=second, batch_branches=batch_branches)
+    part = GuidanceSpec(
+        guidance_scale=scale,
+        guidance_scale_2=second,
+        batch_branches=batch_branches,
+        phase_scales=phases[0],
+        phase_boundaries=phases[1],
+    )
     return made(part, made.Options(**options))
 
 

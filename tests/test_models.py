@@ -310,7 +310,7 @@ def test_guidance_is_of_the_kind_that_the_network_takes(wan: Pair, flux: Pair, t
         if (method == "embedded") == embeds:
             model.resolve(model.spec(guidance=method))
             continue
-        with pytest.raises(WanlabError, match="Choices: embedded" if embeds else "Choices: cfg, cfg_interval"):
+        with pytest.raises(WanlabError, match="Choices: embedded" if embeds else "Choices: apg, cfg, cfg_interval"):
             model.resolve(model.spec(guidance=method))
     assert not any(part.loaded for part in schnell.parts.values())
 

@@ -223,7 +223,7 @@ def test_migrations_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_ids_depend_on_spec_weights_and_numerics_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     first = runs.run_id("aaa", "bbb")
-    assert first == "35997e03764b", "ids on disk would no longer be found"
+    assert first == "3b7b045fe68e", "ids on disk would no longer be found"
     assert len({first, runs.run_id("aab", "bbb"), runs.run_id("aaa", "bbc"), runs.run_id("aaab", "bb")}) == 4
     monkeypatch.setattr(runs, "NUMERICS", runs.NUMERICS + 1)
     assert runs.run_id("aaa", "bbb") != first

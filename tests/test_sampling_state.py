@@ -95,8 +95,8 @@ def test_files_that_are_no_state_are_refused(tmp_path):
     save_file({"latents": torch.zeros(1)}, path, metadata={"wanlab sampler state": "1"})
     with pytest.raises(WanlabError, match="index"):
         load_state(path)
-    save_file({"latents": torch.zeros(1)}, path, metadata={"wanlab sampler state": "2"})
-    with pytest.raises(WanlabError, match="schema 1"):
+    save_file({"latents": torch.zeros(1)}, path, metadata={"wanlab sampler state": "3"})
+    with pytest.raises(WanlabError, match="schema 1 or 2"):
         load_state(path)
     save_state(start("euler"), path)
     path.write_bytes(path.read_bytes()[:-5])
@@ -120,4 +120,5 @@ def test_listing_samplers_and_rules_imports_no_torch():
         "print(json.dumps([SAMPLERS.names(), GUIDANCE.names(), 'torch' in sys.modules]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout) == [sorted(NAMES), ["cfg", "cfg_interval", "embedded"], False]
+    rules = ["apg", "cfg", "cfg_interval", "cfg_zero", "dual", "embedded", "nag", "slg"]
+    assert json.loads(done.stdout) == [sorted([*NAMES, "causvid"]), rules, False]

@@ -116,6 +116,9 @@ def test_what_cannot_be_read_is_named(model: Any, name: str, text: str, words: s
     assert name.partition(".")[2] in str(error.value)
 
 
+RULES = ("apg", "cfg", "cfg_interval", "cfg_zero", "nag", "slg")
+
+
 def test_only_what_the_model_can_do_is_shown(model: Any, tmp_path: Path) -> None:
     def shown(loaded: Any) -> set[str]:
         form = SpecForm(loaded.spec(), loaded.offers)
@@ -127,10 +130,12 @@ def test_only_what_the_model_can_do_is_shown(model: Any, tmp_path: Path) -> None
     assert not experts & shown(model)
     assert experts < shown(two)
     assert shown(two) - experts == shown(model)
-    assert shown(model) - shown(flux) == {"size.num_frames", "size.fps", "sampling.flow_shift", "guidance.method"}
+    video = {"media.video", "media.mask", "media.fit", "sampling.denoising_strength", "sampling.masking_strength"}
+    clips = {"size.num_frames", "size.fps", "sampling.flow_shift", "sampling.riflex", "guidance.method"}
+    assert shown(model) - shown(flux) == clips | (video & shown(model))
     for name in ("weights.dtype", "memory.on_oom", "memory.method", "window.method", "lora.loras", "media.image"):
         assert name not in shown(model) | shown(flux)
-    assert SpecForm(model.spec(), model.offers).field("guidance.method").widget.options == ("cfg", "cfg_interval")
+    assert SpecForm(model.spec(), model.offers).field("guidance.method").widget.options == RULES
 
 
 def test_offers_agree_with_resolve(model: Any) -> None:

@@ -39,7 +39,7 @@ from wanlab.files import PART, atomic_write, read_json, safe_path, sha256_file, 
 from wanlab.spec import GenerationSpec
 from wanlab.spec.part import Part
 
-NUMERICS = 1
+NUMERICS = 2
 """Raised when the same spec and weights give other results than before; part of every run id."""
 
 SCHEMA = 1

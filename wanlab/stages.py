@@ -24,7 +24,7 @@ from wanlab.errors import shorten
 from wanlab.guidance import predict
 from wanlab.models.base import Check
 from wanlab.registry import GUIDANCE, SAMPLERS
-from wanlab.sampling import OnStep, Sampler, SamplerState, Velocity, draw, sample
+from wanlab.sampling import OnStep, Remembering, Sampler, SamplerState, Velocity, draw, sample
 from wanlab.sites import NO_CONDITIONS, Conditions, StepContext, compiling
 from wanlab.spec import GenerationSpec
 from wanlab.watch import Interrupts
@@ -191,7 +191,7 @@ def _plain_report(report: caches.CacheReport) -> dict[str, Any]:
 def velocity_of(
     model: Any, spec: GenerationSpec, sampler: Sampler, text: TextEmbeddings, conditions: Conditions
 ) -> Velocity:
-    """The guided prediction as a function of latents and step, for the loop."""
+    """The guided prediction as a function of latents and step, for the loop; its memory is the rule's."""
     rule = GUIDANCE.get(spec.guidance.method)(spec.guidance, spec.guidance.bind())
     experts = model.experts(spec)
     sigmas = tuple(sampler.sigmas.tolist())
@@ -210,7 +210,7 @@ def velocity_of(
         latents = model.place(latents, ctx, conditions)
         return predict(model, rule, latents, ctx, text, conditions)
 
-    return velocity
+    return Remembering(velocity, rule)
 
 
 def _draw_step(seed: int, step: int, shape: torch.Size) -> Tensor:

@@ -14,8 +14,15 @@ from typing import TYPE_CHECKING
 from wanlab.registry import lazy
 
 if TYPE_CHECKING:
+    from wanlab.attention._nag import normalized_guidance
     from wanlab.attention._using import Used, available, resolve, using
 
-_HOME = {"Used": "_using", "available": "_using", "resolve": "_using", "using": "_using"}
-__all__ = ["Used", "available", "resolve", "using"]
+_HOME = {
+    "Used": "_using",
+    "available": "_using",
+    "normalized_guidance": "_nag",
+    "resolve": "_using",
+    "using": "_using",
+}
+__all__ = ["Used", "available", "normalized_guidance", "resolve", "using"]
 __getattr__ = lazy(__name__, _HOME)

@@ -42,7 +42,11 @@ def _checked(model: Any, spec: GenerationSpec) -> Cache | None:
 def _branches(model: Any, spec: GenerationSpec) -> set[str]:
     """Names of the guidance branches that some step of some expert runs, before any batching."""
     rule = GUIDANCE.get(spec.guidance.method)(spec.guidance, spec.guidance.bind())
-    num_steps = spec.sampling.num_steps
+    levels = model.sigmas(spec)[:-1].tolist()
     text: dict[str, dict[str, Any]] = {"prompt": {}, "negative_prompt": {}}
-    clock = (StepContext(i, num_steps, 1.0, expert=name) for i in range(num_steps) for name in model.experts_present)
+    clock = (
+        StepContext(i, len(levels), sigma, expert=name)
+        for i, sigma in enumerate(levels)
+        for name in model.experts_present
+    )
     return {branch.name for ctx in clock for branch in rule.branches(ctx, text, NO_CONDITIONS)}

@@ -31,6 +31,7 @@ def predict(
     clock calls "cond+uncond"; it takes the memory of both at once and is equal up to rounding. Raises WanlabError for
     branches that cannot share a batch.
     """
+    ctx = replace(ctx, latents=latents)
     branches = rule.branches(ctx, text, conditions)
     if rule.guidance.batch_branches and len(branches) > 1:
         predictions = _together(model, latents, ctx, branches)
@@ -61,8 +62,9 @@ def _tile(value: float | Tensor, times: int) -> float | Tensor:
 def _join_branches(branches: list[Branch], batch: int) -> Branch:
     first = branches[0]
     for other in branches[1:]:
-        if (other.skip_blocks, other.guidance) != (first.skip_blocks, first.guidance):
-            raise _apart(f"they differ in the blocks they skip or in embedded guidance ({first.name}, {other.name})")
+        if (other.skip_blocks, other.guidance, other.nag) != (first.skip_blocks, first.guidance, first.nag):
+            differ = "the blocks they skip, embedded guidance or normalized attention guidance"
+            raise _apart(f"they differ in {differ} ({first.name}, {other.name})")
     text = _join([b.text for b in branches], batch)
     joined = {f.name: _join([getattr(b.conditions, f.name) for b in branches], batch) for f in fields(Conditions)}
     return replace(first, name="+".join(b.name for b in branches), text=text, conditions=Conditions(**joined))

@@ -28,4 +28,4 @@ class CFG(Rule):
         return guided(predictions, self.scale(ctx))
 
     def needs_negative(self, num_steps: int) -> bool:
-        return self.guidance.guidance_scale != 1 or self.guidance.guidance_scale_2 not in (None, 1)
+        return any(scale != 1 for scale in self.scales)

@@ -37,7 +37,7 @@ def offers(model: Model) -> Offers:
         unused |= {"size.num_frames", "size.fps", "sampling.riflex"}
     if not model.starts_from_video:
         unused |= {f"sampling.{name}" for name in STRENGTHS}
-    rules = tuple(n for n in GUIDANCE.names() if GUIDANCE.get(n).tells_network == model.takes_guidance)
+    rules = tuple(n for n in GUIDANCE.names() if not GUIDANCE.get(n).unfit(model))
     pixels = (geometry.pixel_multiple, geometry.max_pixels, geometry.pixel_multiple)
     bounds = {
         "size.width": pixels,

@@ -8,7 +8,7 @@ import torch
 
 from wanlab.attention import resolve as resolve_attention
 from wanlab.errors import WanlabError
-from wanlab.registry import GUIDANCE
+from wanlab.registry import GUIDANCE, SAMPLERS
 
 if TYPE_CHECKING:
     from wanlab.models.base import Model
@@ -32,6 +32,7 @@ def resolve(model: Model, spec: GenerationSpec) -> GenerationSpec:
     if spec.attention.method == "auto":
         changes["attention"] = resolve_attention("auto", model.device)
     _check_guidance(model, spec)
+    _check_sampler(model, spec)
     _check_strength(model, spec)
     _refuse_unused(model, spec)
     flat = {name: value for name, value in changes.items() if _get(spec, name) != value}
@@ -93,13 +94,31 @@ def _no_size(model: Model, name: str) -> WanlabError:
 
 
 def _check_guidance(model: Model, spec: GenerationSpec) -> None:
-    """Raise for a rule that tells the network the scale where the network does not take it, or the reverse."""
+    """Raise for a rule that this model's network cannot follow, and for options of it that do nothing."""
     name = spec.guidance.method
-    if GUIDANCE.get(name).tells_network == model.takes_guidance:
+    rule = GUIDANCE.get(name)
+    if reason := rule.unfit(model):
+        legal = [n for n in GUIDANCE.names() if not GUIDANCE.get(n).unfit(model)]
+        raise WanlabError(f"guidance {name!r} does not fit {model.id}, whose network {reason}", choices=legal)
+    rule(spec.guidance, spec.guidance.bind()).check(spec)
+
+
+def _check_sampler(model: Model, spec: GenerationSpec) -> None:
+    """Raise for a sampler with noise levels of its own that has too few of them, or is given a flow_shift."""
+    sampling, default = spec.sampling, model.default_spec.sampling.flow_shift
+    levels = SAMPLERS.get(sampling.sampler).fixed_levels
+    if not levels or sampling.sigmas is not None:
         return
-    legal = [n for n in GUIDANCE.names() if GUIDANCE.get(n).tells_network == model.takes_guidance]
-    takes = "takes the guidance scale as an input" if model.takes_guidance else "takes no guidance scale as an input"
-    raise WanlabError(f"guidance {name!r} does not fit {model.id}, whose network {takes}", choices=legal)
+    if sampling.num_steps > len(levels):
+        raise WanlabError(
+            f"num_steps = {sampling.num_steps}, and sampler {sampling.sampler!r} has noise levels for {len(levels)}",
+            remedy=f"Give num_steps from 1 to {len(levels)}, or another sampler",
+        )
+    if sampling.flow_shift != default:
+        raise WanlabError(
+            f"flow_shift = {sampling.flow_shift:g} has no effect: the noise levels of {sampling.sampler!r} are fixed",
+            remedy=f"Leave flow_shift at {default:g}, or use the sampler 'euler'",
+        )
 
 
 def _check(name: str, value: int, step: int, offset: int, largest: int) -> None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
+from wanlab.attention import normalized_guidance
 from wanlab.attention.sdpa import sdpa
 from wanlab.models._processor import SiteProcessor
 from wanlab.sites import AttentionSite, BlockPlan, Layout, RunLock, Streams
@@ -37,8 +39,14 @@ def attention_sites(name: str, block: nn.Module, layout: Layout, lock: RunLock) 
 
 def run_block(block: Callable[..., Any], streams: Streams) -> Streams:
     """Call a WanTransformerBlock, or its compiled form, on the streams."""
+    video = streams.tokens["video"]
+    return streams.with_tokens(video=block(video, context(streams), streams.modulation["blocks"], streams.rope))
+
+
+def context(streams: Streams) -> Tensor:
+    """What cross attention reads, (B, image + text + negative tokens, D)."""
     tokens = streams.tokens
-    return streams.with_tokens(video=block(tokens["video"], tokens["text"], streams.modulation["blocks"], streams.rope))
+    return torch.cat([tokens["text"], tokens["negative"]], 1) if "negative" in tokens else tokens["text"]
 
 
 class WanSiteProcessor(SiteProcessor):
@@ -67,13 +75,26 @@ class WanSiteProcessor(SiteProcessor):
         q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in (q, k, v))
         if rotary_emb is not None:
             q, k = rotate(q, *rotary_emb), rotate(k, *rotary_emb)
-        out = self.site(q, k, v, attention_mask).flatten(2, 3).type_as(q)
+        out = self._attend(q, k, v, attention_mask)
         if self.image_site is not None:
             image = source[:, :num_image]
             k, v = attn.norm_added_k(attn.add_k_proj(image)), attn.add_v_proj(image)
             k, v = (x.unflatten(2, (attn.heads, -1)) for x in (k, v))
             out = out + self.image_site(q, k, v).flatten(2, 3).type_as(q)
         return cast(Tensor, attn.to_out[1](attn.to_out[0](out)))
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention (B, L, H * D); the last keys may be the negative prompt's, which then guide it."""
+        layout = self.site.layout
+        num_negative = layout.negative if self.site.role == "cross" else 0
+        if not num_negative:
+            return self.site(q, k, v, mask).flatten(2, 3).type_as(q)
+        assert layout.nag is not None, "a negative prompt without its numbers"
+        positive, negative = (
+            self.site(q, k[:, part], v[:, part]).flatten(2, 3).type_as(q)
+            for part in (slice(None, -num_negative), slice(-num_negative, None))
+        )
+        return normalized_guidance(positive, negative, *layout.nag.unbind())
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -42,6 +42,8 @@ class Model(Networks):
     """
 
     max_text_tokens: ClassVar[int] = 512
+    nag: ClassVar[bool] = False
+    """Whether cross attention takes a negative prompt of its own: normalized attention guidance, `Branch.nag`."""
     starts_from_video: ClassVar[bool] = False
     """Whether a video is what the noise is mixed with; else denoising_strength and masking_strength mean nothing."""
 

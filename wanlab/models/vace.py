@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from wanlab.errors import WanlabError
 from wanlab.models import _wan_inputs as inputs
-from wanlab.models._wan_blocks import attention_sites, plan_block, run_block
+from wanlab.models._wan_blocks import attention_sites, context, plan_block, run_block
 from wanlab.models.wan import Wan, share
 from wanlab.registry import FAMILIES
 from wanlab.sites import BlockPlan, Branch, Conditions, Layout, Stack, StepContext, Streams
@@ -137,11 +137,12 @@ class Vace(Wan):
             control.append(self._control(spec, media.video_2, media.mask_2, references, keyframes=False))
             scales.append(media.control_scale_2)
         layers = self.num_control_layers
-        return Conditions(
+        found = Conditions(
             control=tuple(control),
             control_scale=tuple(scale * layers if len(scale) == 1 else scale for scale in scales),
             reference_frames=torch.cat(references, 2) if references else None,
         )
+        return self._stretched(spec, found)
 
     def _control(
         self,
@@ -194,7 +195,7 @@ def run_hint_block(block: Callable[..., Any], streams: Streams) -> Streams:
     tokens, hints = dict(streams.tokens), {}
     for name in (name for name in _CONTROLS if name in tokens):
         modulation = streams.modulation["blocks"]
-        hints[name], tokens[name] = block(tokens["video"], tokens["text"], tokens[name], modulation, streams.rope)
+        hints[name], tokens[name] = block(tokens["video"], context(streams), tokens[name], modulation, streams.rope)
     return Streams(tokens, streams.modulation, streams.rope, streams.masks, hints, streams.grid)
 
 

@@ -20,6 +20,7 @@ from transformers import CLIPVisionModel, UMT5EncoderModel
 from wanlab import media
 from wanlab.errors import WanlabError
 from wanlab.models import _wan_inputs as inputs
+from wanlab.models._rope import riflex_length, rope_tables
 from wanlab.models._tokenizer import count_tokens, load_tokenizer
 from wanlab.models._wan_blocks import plan_block
 from wanlab.models._wan_vae import decode_clip
@@ -41,6 +42,7 @@ class Wan(Model):
     """
 
     family = "wan"
+    nag = True
     pipelines = ("WanPipeline", "WanImageToVideoPipeline", "WanVideoToVideoPipeline")
     optional_encoders = ("image_encoder",)
     starts_from_video = True
@@ -116,11 +118,23 @@ class Wan(Model):
         context = self._context(network, branch, batch)
         stack.layout.grid, stack.layout.image = grid, context.shape[1] - branch.text["embeds"].shape[1]
         return Streams(
-            tokens={"video": tokens.flatten(2).transpose(1, 2).contiguous(), "text": context},
+            tokens={
+                "video": tokens.flatten(2).transpose(1, 2).contiguous(),
+                "text": context,
+                **self._negative(network, stack.layout, branch, batch),
+            },
             modulation={"time": time, "blocks": blocks},
-            rope=network.rope(latents),
+            rope=self._rope(network, latents, conditions),
             grid=grid,
         )
+
+    def _rope(self, network: Any, latents: Tensor, conditions: Conditions) -> tuple[Tensor, Tensor]:
+        if conditions.riflex is None:
+            return cast("tuple[Tensor, Tensor]", network.rope(latents))
+        rope = network.rope
+        frames, height, width = (n // p for n, p in zip(latents.shape[2:], rope.patch_size, strict=True))
+        grid = (frames, height, width)
+        return rope_tables(rope.attention_head_dim, grid, riflex=conditions.riflex, device=self.device)
 
     def _time(
         self, network: Any, ctx: StepContext, conditions: Conditions, grid: tuple[int, ...], batch: int
@@ -155,6 +169,15 @@ class Wan(Model):
         image = embedder.image_embedder(image)
         return torch.cat([share(image, batch), text], 1)
 
+    def _negative(self, network: Any, layout: Layout, branch: Branch, batch: int) -> dict[str, Tensor]:
+        """The negative prompt's tokens {"negative": (B, L, D)} of a branch with normalized attention guidance."""
+        layout.negative, layout.nag = 0, None
+        if branch.nag is None:
+            return {}
+        embeds = branch.text["negative_embeds"].to(self.device, self.dtype)
+        layout.negative, layout.nag = embeds.shape[1], torch.tensor(branch.nag, device=self.device)
+        return {"negative": share(network.condition_embedder.text_embedder(embeds), batch)}
+
     def head(self, streams: Streams, ctx: StepContext) -> Tensor:
         network = cast(Any, self.stacks[ctx.expert].network)
         tokens, time = streams.tokens["video"], streams.modulation["time"]
@@ -177,7 +200,16 @@ class Wan(Model):
             found = self._frame_channels(spec)
         elif spec.media.image is not None:
             found = self._clean_first_frame(spec)
-        return self._start_video(spec, found) if spec.media.video is not None else found
+        if spec.media.video is not None:
+            found = self._start_video(spec, found)
+        return self._stretched(spec, found)
+
+    def _stretched(self, spec: GenerationSpec, conditions: Conditions) -> Conditions:
+        """The conditions with RIFLEx where the spec asks for it."""
+        length = riflex_length(
+            spec.sampling.riflex, inputs.length(spec), float(spec.size.fps or 0), self.latent_shape(spec)[1]
+        )
+        return conditions if length is None else replace(conditions, riflex=length)
 
     def check_media(self, spec: GenerationSpec) -> None:
         super().check_media(spec)

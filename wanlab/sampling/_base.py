@@ -30,6 +30,8 @@ class Sampler(abc.ABC):
     """Whether `noise` must be given."""
     history_lengths: tuple[int, ...] = (0,)
     """How many tensors a state of this sampler may remember; 0 at the start."""
+    fixed_levels: tuple[float, ...] = ()
+    """Noise levels that every run of this sampler takes, from the first on; it then has no use for flow_shift."""
 
     # The schedules that model families choose from: what a model is given through the registry.
     flow_sigmas = staticmethod(flow_sigmas)

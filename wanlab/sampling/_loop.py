@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,6 +15,27 @@ from wanlab.sampling._state import SamplerState
 
 Velocity = Callable[[Tensor, int], Tensor]
 """`velocity(latents, step) -> Tensor` shaped like the latents: the guided prediction of the network."""
+
+
+class Memory(Protocol):
+    """What a velocity remembers between steps, such as momentum of the guidance."""
+
+    def state(self) -> dict[str, Tensor]: ...
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Remembering:
+    """A velocity with a memory, which the loop takes from the state before the first step and keeps in it."""
+
+    velocity: Velocity
+    memory: Memory
+
+    def __call__(self, latents: Tensor, step: int) -> Tensor:
+        return self.velocity(latents, step)
+
+
 OnStep = Callable[[int, float, Tensor, Tensor], None]
 """`on_step(step, sigma, latents, denoised)`, see `sample`."""
 
@@ -29,18 +52,35 @@ def sample(
 
     `on_step` is called after each step with its number, the sigma the network was asked at, the latents after the step
     and the data estimate that the network's answer implies; what it raises ends the loop. The caller's `state` is left
-    as it was. Nothing here changes the gradient mode. Raises WanlabError naming the step when the velocity has NaN or
-    infinity (that check is the one wait for the device in a step), and for a state that is not this sampler's.
+    as it was. What a `Remembering` velocity knows of earlier steps comes from the state too. Nothing here changes the
+    gradient mode. Raises WanlabError naming the step when the velocity has NaN or infinity (that check is the one wait
+    for the device in a step), and for a state that is not this sampler's.
     """
     stop = sampler.num_steps if stop is None else stop
     _check_state(state, stop, sampler)
+    memory = _recall(velocity, state)
     for i in range(state.index, stop):
         slope = velocity(state.latents, i)
         _check_finite(slope, i, sampler)
         before, state = state, sampler.step(state, slope, i)
+        if memory is not None:
+            state = replace(state, guidance=memory.state())
         if on_step is not None:
             on_step(i, float(sampler.sigmas[i]), state.latents, sampler.denoised(before, slope, i))
     return state
+
+
+def _recall(velocity: Velocity, state: SamplerState) -> Memory | None:
+    """The velocity's memory, as it was when the state was left."""
+    if isinstance(velocity, Remembering):
+        velocity.memory.load_state(state.guidance)
+        return velocity.memory
+    if state.guidance:
+        raise WanlabError(
+            f"This state holds what guidance remembers ({', '.join(state.guidance)}), which this velocity cannot use",
+            remedy="Resume with wanlab.stages.velocity_of(...), or clear it: replace(state, guidance={}).",
+        )
+    return None
 
 
 def _check_state(state: SamplerState, stop: int, sampler: Sampler) -> None:

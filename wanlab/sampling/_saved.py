@@ -10,7 +10,8 @@ from wanlab.errors import WanlabError
 from wanlab.files import atomic_write, header_gate
 from wanlab.sampling._state import SamplerState
 
-SCHEMA = 1
+SCHEMA = 2
+_READABLE = ("1", "2")  # 2 may hold what guidance remembers
 _KEY = "wanlab sampler state"  # the only key of the metadata: safetensors writes several in no fixed order
 
 
@@ -23,9 +24,10 @@ def save_state(state: SamplerState, path: str | Path) -> None:
 def load_state(path: str | Path) -> SamplerState:
     """Read what `save_state` wrote, on the CPU; raises WanlabError when the file is not that."""
     path = Path(path)
-    if header_gate(path).get("__metadata__", {}).get(_KEY) != str(SCHEMA):
+    if header_gate(path).get("__metadata__", {}).get(_KEY) not in _READABLE:
         raise WanlabError(
-            f"{path.name} is no sampler state of schema {SCHEMA}", remedy="Save one with wanlab.sampling.save_state."
+            f"{path.name} is no sampler state of schema {' or '.join(_READABLE)}",
+            remedy="Save one with wanlab.sampling.save_state.",
         )
     try:
         return SamplerState.from_tensors(load(path.read_bytes()))

@@ -30,6 +30,16 @@ def flow_sigmas(num_steps: int, flow_shift: float) -> Tensor:
     return _closed(_shift(np.linspace(1, _LOWEST, num_steps + 1)[:-1], flow_shift))
 
 
+def linear_sigmas(num_steps: int, flow_shift: float) -> Tensor:
+    """Equal steps from 1 to 0, shifted: the levels that few-step models are distilled at.
+
+    Returns (num_steps + 1,) float64; 4 steps at flow_shift 1 are 1, .75, .5, .25, 0. `flow_sigmas` ends its grid at
+    1/1000 before the shift and is up to a thousandth higher.
+    """
+    _check(num_steps, flow_shift)
+    return _closed(_shift(np.linspace(1, 0, num_steps + 1)[:-1], flow_shift))
+
+
 def euler_sigmas(num_steps: int, flow_shift: float) -> Tensor:
     """What diffusers' FlowMatchEuler and FlowMatchLCM run by default: the lowest level is shifted twice.
 

@@ -194,6 +194,10 @@ class Layout:
     """Where text sits among the keys of joint attention: first and past-the-last position; empty elsewhere."""
     image: int = 0
     """Image tokens before the text among what cross attention reads."""
+    negative: int = 0
+    """Tokens of the negative prompt after the text, for normalized attention guidance; 0 without it."""
+    nag: Tensor | None = None
+    """Its scale, tau and alpha: a tensor (3,), so that other numbers need no other graph."""
 
 
 class AttentionSite(Site):

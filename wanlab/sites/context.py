@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 
@@ -54,6 +55,16 @@ class Conditions:
     reference_frames: Tensor | None = None
     """Latents (B, C, N, H, W) of reference pictures, which lie beside the video's frames."""
     audio: Tensor | None = None
+    riflex: int | None = None
+    """Latent frames for which RIFLEx slows the rotary positions in time; None is off."""
+
+    def blank(self, *names: str) -> Conditions:
+        """The same conditions with the named tensors zero, shapes kept: what guidance moves away from.
+
+        One that is not there stays so.
+        """
+        found = {name: getattr(self, name) for name in names}
+        return replace(self, **{name: None if x is None else torch.zeros_like(x) for name, x in found.items()})
 
 
 NO_CONDITIONS = Conditions()
@@ -70,6 +81,8 @@ class Branch:
     """Indices into the stack of blocks that this branch leaves out."""
     guidance: float | None = None
     """Scale for networks that take it as an input (Flux)."""
+    nag: tuple[float, float, float] | None = None
+    """Normalized attention guidance: scale, tau, alpha; `text` then has "negative_embeds" too."""
 
 
 @dataclass(frozen=True)
