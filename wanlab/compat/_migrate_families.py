@@ -15,6 +15,7 @@ _ONE_FRAME = (  # architectures whose windows overlap by one frame
 ).split()
 _REF2VA = ("minimax_h3_ref2va", "minimax_h3_ref2va_pruned")
 _KREA2_EDIT = ("krea2_raw_edit", "krea2_turbo_edit")
+_ACE_15 = ("ace_step_v1_5", "ace_step_v1_5_xl")
 _H3_THRESHOLDS = {1.5: 0.06, 1.75: 0.08, 2.0: 0.10, 2.25: 0.12, 2.5: 0.14}
 
 
@@ -203,8 +204,7 @@ FAMILIES = (
     Migration("sound's letters are there", missing(audio_prompt_type=""), handler="heartmula"),
     Migration("guidance and choice", values(guidance_scale=1.5, top_k=50), below=2.44, handler="heartmula"),
     Migration("choice", values(top_k=50), below=2.44, handler="qwen3"),
-    Migration("choice", values(top_p=0.9, top_k=0), below=2.51, architectures=("ace_step_v1_5", "ace_step_v1_5_xl")),
-    Migration(
-        "guidance", values(alt_guidance_scale=2.5), below=2.53, architectures=("ace_step_v1_5", "ace_step_v1_5_xl")
-    ),
+    Migration("choice", values(top_p=0.9, top_k=0), below=2.51, architectures=_ACE_15),
+    Migration("choice is there", missing(top_p=0.9, top_k=0), architectures=_ACE_15),
+    Migration("guidance", values(alt_guidance_scale=2.5), below=2.53, architectures=_ACE_15),
 )

@@ -18,7 +18,7 @@ from wanlab.compat._migrate_all import ALL
 from wanlab.compat._migrate_families import FAMILIES
 from wanlab.compat._migration import DROP, Migration
 from wanlab.compat.keys import KEYS, SETTINGS_VERSION
-from wanlab.compat.models import WanGPModel, wangp_model
+from wanlab.compat.models import wangp_model
 from wanlab.errors import WanlabError, shorten
 
 MIGRATIONS: tuple[Migration, ...] = (*ALL, *FAMILIES)
@@ -102,11 +102,3 @@ def _words(kinds: Any) -> str:
     names = {str: "text", int: "a whole number", float: "a number", list: "a list", dict: "an object"}
     members = getattr(kinds, "__args__", (kinds,))
     return " or ".join(names[kind] for kind in members if kind in names)
-
-
-def model_of(settings: Mapping[str, Any]) -> WanGPModel:
-    """The model that the settings are for; raises WanlabError where they name none."""
-    model = wangp_model(settings)
-    if not model.id:
-        raise WanlabError("The settings name no model", remedy="Name it: open_settings(path, model=...).")
-    return model

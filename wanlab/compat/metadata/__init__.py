@@ -52,10 +52,8 @@ def write_text(path: str | Path, settings: Mapping[str, Any]) -> Path:
     """
     path = Path(path)
     form, text = _form(path), json.dumps(settings, ensure_ascii=False, allow_nan=False)
-    if len(text.encode()) > MAX_TEXT:
-        raise WanlabError(
-            f"Settings of {len(text.encode()):,} bytes do not go into {path}", remedy=f"Most: {MAX_TEXT}."
-        )
+    if (size := len(text.encode())) > MAX_TEXT:
+        raise WanlabError(f"Settings of {size:,} bytes do not go into {path}", remedy=f"At most {MAX_TEXT:,} are read.")
     part = path.with_name(f".part-{path.name}")
     with writing(path):
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,10 @@ def _load(path: Path, data: bytes) -> Any:
     exif = Image.Exif()
     if data:
         try:
-            exif.load(_MARK + data.removeprefix(_MARK))
-            dict(exif.get_ifd(_EXIF_IFD))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Pillow's, about each tag that it cannot read
+                exif.load(_MARK + data.removeprefix(_MARK))
+                dict(exif.get_ifd(_EXIF_IFD))
         except (SyntaxError, ValueError, LookupError, TypeError, OSError, OverflowError, struct.error) as error:
             raise damaged(path, f"its EXIF is damaged ({error})") from None
     return exif

@@ -43,27 +43,49 @@ def write(path: Path, target: Path, text: str) -> None:
     import av
 
     try:
-        with (
-            _opened(path) as source,
-            av.open(os.path.abspath(target), "w", format="matroska") as out,
-        ):
+        pictures = _pictures(path)
+        with _opened(path) as source, av.open(os.path.abspath(target), "w", format="matroska") as out:
             tags = {name: tag for name, tag in source.metadata.items() if name.lower() not in (*_NAMES, "encoder")}
             out.metadata.update({**tags, "comment": text})
-            streams = {stream.index: _copied(path, out, stream) for stream in source.streams}
-            for packet in source.demux([s for s in source.streams if s.type != "attachment"]):
-                if packet.dts is None and packet.size == 0:  # the end of a stream
-                    continue
-                packet.stream = streams[packet.stream.index]
-                out.mux(packet)
+            copies = {}
+            for stream in source.streams:
+                if stream.index in pictures:
+                    _attach(out, stream, pictures[stream.index])
+                elif stream.type == "attachment":
+                    _attach(out, stream, bytes(stream.data))
+                else:
+                    copies[stream.index] = _copied(path, out, stream)
+            for packet in source.demux([s for s in source.streams if s.index in copies]):
+                if packet.size:  # an empty one says that a stream ends
+                    packet.stream = copies[packet.stream.index]
+                    out.mux(packet)
     except (av.FFmpegError, ValueError) as error:
         raise damaged(path, getattr(error, "strerror", None) or str(error)) from None
 
 
+def _pictures(path: Path) -> dict[int, bytes]:
+    """Attached pictures by stream: FFmpeg shows them as videos of one frame, and WanGP attaches what a video is of."""
+    from av.stream import Disposition
+
+    with _opened(path) as source:
+        streams = [s for s in source.streams if s.type == "video" and s.disposition & Disposition.attached_pic]
+        found: dict[int, bytes] = {}
+        for packet in source.demux(streams) if streams else ():
+            if packet.size:
+                found.setdefault(packet.stream.index, bytes(packet))
+            if len(found) == len(streams):
+                break
+        return found
+
+
+def _attach(out: Any, stream: Any, data: bytes) -> None:
+    tags = stream.metadata
+    out.add_attachment(tags.get("filename", "attachment"), tags.get("mimetype", "application/octet-stream"), data)
+
+
 def _copied(path: Path, out: Any, stream: Any) -> Any:
-    if stream.type == "attachment":
-        return out.add_attachment(stream.name, stream.mimetype, stream.data)
     if stream.type not in ("video", "audio", "subtitle"):
         raise WanlabError(f"{path} has a {stream.type} stream, which cannot be copied", remedy="Write a sidecar .json.")
-    copied = out.add_stream_from_template(stream)
-    copied.metadata.update(stream.metadata)
-    return copied
+    copy = out.add_stream_from_template(stream)
+    copy.metadata.update(stream.metadata)
+    return copy
