@@ -163,6 +163,7 @@ def test_other_readers_see_what_was_written(tmp_path: Path) -> None:
         with Image.open(path) as image:
             value = image.getexif().get_ifd(0x8769)[0x9286]
         assert value.startswith(b"UNICODE\0")
+        assert path.read_bytes().count(b"\x92\x86\0\7") + path.read_bytes().count(b"\x86\x92\7\0") == 1, "type 7"
         assert json.loads(value[8:].decode("utf-16-le")) == WIDE
 
 

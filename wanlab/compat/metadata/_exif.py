@@ -9,7 +9,7 @@ from typing import Any
 
 from wanlab.compat.metadata._limits import damaged
 
-_EXIF_IFD, _USER_COMMENT = 0x8769, 0x9286
+_EXIF_IFD, _USER_COMMENT, _UNDEFINED = 0x8769, 0x9286, 7
 _MARK = b"Exif\0\0"
 
 
@@ -26,7 +26,26 @@ def with_comment(path: Path, data: bytes, text: str) -> bytes:
     """An EXIF block, mark included, with another UserComment and all else that it had."""
     exif = _load(path, data)
     exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = encode(text)
-    return _MARK + bytes(exif.tobytes()).removeprefix(_MARK)
+    return _MARK + _as_undefined(bytes(exif.tobytes()).removeprefix(_MARK))
+
+
+def _as_undefined(tiff: bytes) -> bytes:
+    """The same with UserComment as type 7, as EXIF has it and its readers expect; Pillow 13 writes bytes as type 1."""
+    order = ">" if tiff.startswith(b"MM") else "<"
+    fields, result = struct.Struct(f"{order}HHII"), bytearray(tiff)
+
+    def entry(place: int, tag: int) -> tuple[int, int]:
+        """Where a tag's entry of the directory at `place` is, and its value."""
+        count = struct.unpack_from(f"{order}H", tiff, place)[0]
+        for at in range(place + 2, place + 2 + count * fields.size, fields.size):
+            found, _, _, value = fields.unpack_from(tiff, at)
+            if found == tag:
+                return at, value
+        raise AssertionError("Pillow wrote no such tag")
+
+    directory = entry(struct.unpack_from(f"{order}I", tiff, 4)[0], _EXIF_IFD)[1]
+    struct.pack_into(f"{order}H", result, entry(directory, _USER_COMMENT)[0] + 2, _UNDEFINED)
+    return bytes(result)
 
 
 def _load(path: Path, data: bytes) -> Any:
