@@ -65,7 +65,6 @@ _OTHERS_KINDS = {  # keys that accept more than their default shows
     "video_length": int | float | str,
     "force_fps": str | int | float,
     "output_filename": str,
-    "remove_background_images_ref": int,
     "perturbation_layers": list,
     "self_refiner_plan": str | list,
     "activated_loras": list,
