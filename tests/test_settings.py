@@ -567,7 +567,7 @@ def test_changes_arrive_in_wangp_s_settings_and_nothing_else_changes() -> None:
             warnings.simplefilter("error")
             found = after.to_wangp()
         group = next(key.converter for key in KEYS.values() if name in key.leaves)
-        own = {key.name for key in KEYS.values() if key.converter == group} | {"video_prompt_type"}
+        own = {key.name for key in KEYS.values() if key.converter == group} | {"video_prompt_type", "prompts"}
         again = quiet(found)
         assert again.spec == after.spec, (seed, name, value, again.spec.diff(after.spec))
         assert before.wangp is not None

@@ -127,10 +127,10 @@ RECORDS = frozenset(
     """
     type settings_version model_type base_model_type model_filename mode state video_quality image_quality hdr
     hdr_video_crf modules transformer_loras_filenames transformer_loras_multipliers window_no generation_time
-    creation_date creation_timestamp
+    creation_date creation_timestamp prompts
     """.split()
 )
-"""What WanGP writes beside the settings: who made the file, when, and of which model."""
+"""What WanGP writes beside the settings: who made the file, when, and of which model; `prompts` is an old `prompt`."""
 
 
 def baseline() -> dict[str, Any]:

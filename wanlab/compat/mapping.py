@@ -45,6 +45,12 @@ def _read_prompt(settings: Settings, context: Context) -> dict[str, Any]:
     return {} if prompt is None else {"prompt": prompt}
 
 
+def _write_prompt(spec: GenerationSpec, settings: Settings, context: Context) -> dict[str, Any]:
+    """Under the old key too where it is there, since WanGP reads that one first."""
+    keys = ("prompt", "prompts") if settings.get("prompts") else ("prompt",)
+    return dict.fromkeys(keys, spec.text.prompt)
+
+
 def _left_prompt(settings: Settings, context: Context) -> dict[str, str]:
     """Texts that WanGP takes apart before it generates."""
     prompt, mode = str(settings.get("prompt") or "").strip(), settings.get("multi_prompts_gen_type", "PG")
@@ -211,7 +217,7 @@ def _write_control(spec: GenerationSpec, settings: Settings, context: Context) -
 
 
 GROUPS: tuple[Group, ...] = (
-    Group("prompt", ("prompt",), _read_prompt, lambda spec, s, c: {"prompt": spec.text.prompt}, _left_prompt),
+    Group("prompt", ("prompt",), _read_prompt, _write_prompt, _left_prompt),
     Group("negative_prompt", ("negative_prompt",), _read_negative, _write_negative),
     Group("resolution", ("width", "height"), _read_resolution, _write_resolution),
     Group("frames", ("num_frames",), _read_frames, _write_frames),
