@@ -97,7 +97,7 @@ def _read_frames(settings: Settings, context: Context) -> dict[str, Any]:
     if _is_still(settings):
         return {"num_frames": 1}
     length = settings.get("video_length")
-    if length is None:
+    if length in (None, 0):  # models of sound have 0
         return {}
     if not isinstance(length, int | float) or length < 1:
         raise WanlabError(f"video_length = {shorten(length, 40)}", remedy="Give frames, 1 or more.")
