@@ -19,12 +19,12 @@ PACKAGE = Path(wanlab.__file__).parent
 
 # A module imports only names to its left.
 ORDER = """
-errors registry files workspace notebook spec runs compat catalog audio video media weights
+errors registry files workspace notebook spec runs compat catalog settings audio video media weights
 sites kernels attention models caches lora memory
 sampling guidance preprocess postprocess watch stages windows inline details result pipeline jobs
 probe metrics study shapes sweeps reports widgets doctor cli
 """.split()
-LIGHT = "__init__ errors registry files workspace notebook spec runs catalog".split()
+LIGHT = "__init__ errors registry files workspace notebook spec runs compat catalog settings".split()
 HEAVY = {"torch", "diffusers", "transformers", "av", "matplotlib", "mediapy", "ipywidgets", "papermill", "jupyterlab"}
 
 # Reports what importing did: sockets, folders and the environment are watched from before the first import.

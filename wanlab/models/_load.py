@@ -71,11 +71,12 @@ def _folder_given(folder: Path) -> WanlabError:
     index = folder / INDEX
     listed = read_json(index) if index.is_file() else {}
     held = listed.get("_class_name") if isinstance(listed, dict) else None
-    family = next((name for name in names if held in FAMILIES.get(name).pipelines), None)
+    own = {name: vars(FAMILIES.get(name)).get("pipelines", ()) for name in names}  # not those of the class it extends
+    family = next((name for name in names if held in own[name]), None)
     if family is None:
         return WanlabError(
             f"{folder} is a folder, and its {INDEX} names no pipeline that wanlab reads ({held})",
-            choices=[pipeline for name in names for pipeline in FAMILIES.get(name).pipelines],
+            choices=[pipeline for pipelines in own.values() for pipeline in pipelines],
             remedy="Give the id of a model, or a definition of a folder in diffusers layout",
         )
     wanted = {"id": folder.resolve().name, "family": family, "weights": {"folder": str(folder.resolve())}}

@@ -28,7 +28,6 @@ class Phantom(Wan):
     """
 
     family = "phantom"
-    pipelines = ("WanPipeline",)
     optional_encoders = ()
     starts_from_video = False
 
