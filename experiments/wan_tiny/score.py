@@ -12,7 +12,7 @@ import json
 import multiprocessing
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Executor, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,22 +21,14 @@ import data
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, WanPipeline
-from einops import rearrange
-from torch import Tensor
+from measures import SEEDS, batches, interval, shares, to_bytes
 
 import wanlab
 from wanlab import stages
 from wanlab.shapes.captions import captions, sample_scenes
-from wanlab.shapes.judge import score
 from wanlab.shapes.renderer import render
 
-SEEDS = (0, 1)
 Generate = Callable[[list[str], list[int], float], np.ndarray]
-
-
-def to_bytes(frames: Tensor) -> np.ndarray:
-    """(B, 3, T, H, W) in [0, 1] -> (B, T, H, W, 3) uint8."""
-    return rearrange((frames * 255).round().byte(), "b c t h w -> b t h w c").cpu().numpy()
 
 
 def by_wanlab(model: Any) -> Generate:
@@ -71,11 +63,6 @@ def by_diffusers(model: Any, folder: Path) -> Generate:
     return generate
 
 
-def batches(texts: list[str], seeds: list[int], size: int) -> Iterator[tuple[list[str], list[int]]]:
-    for start in range(0, len(texts), size):
-        yield texts[start : start + size], seeds[start : start + size]
-
-
 def follow(
     generate: Generate, texts: list[str], args: argparse.Namespace, scale: float, pool: Executor
 ) -> dict[str, Any]:
@@ -85,13 +72,6 @@ def follow(
     clips = np.concatenate([generate(t, s, scale) for t, s in batches(prompts, seeds, args.batch)])
     seconds = time.time() - start
     return {"guidance_scale": scale, "seconds": round(seconds, 1), **shares(clips, prompts, pool)}
-
-
-def shares(clips: np.ndarray, prompts: list[str], pool: Executor) -> dict[str, Any]:
-    """The judge's score without its 400 single verdicts."""
-    result = score(clips, prompts, pool=pool)
-    del result["verdicts"]
-    return result
 
 
 @torch.no_grad()
@@ -107,16 +87,6 @@ def reconstruct(folder: Path, device: str, num: int = 100) -> dict[str, float]:
         whole.append(data.psnr(x, y))
         box.append(data.psnr(x, y, data.box_mask(clips.boxes)))
     return {"clips": num, **interval("whole", torch.cat(whole)), **interval("box", torch.cat(box))}
-
-
-def interval(name: str, values: Tensor) -> dict[str, float]:
-    """Mean of clips' decibels, half-width of its 95 % interval, and the worst clip."""
-    half = 1.96 * float(values.std()) / len(values) ** 0.5
-    return {
-        name: round(float(values.mean()), 2),
-        f"{name}_ci95": round(half, 2),
-        f"{name}_worst": round(float(values.min()), 2),
-    }
 
 
 def judge_itself(texts: list[str], scenes: Any, pool: Executor) -> dict[str, Any]:

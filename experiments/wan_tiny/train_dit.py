@@ -8,107 +8,21 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import math
 import time
 from pathlib import Path
 
 import data
+import flow
 import networks
 import torch
 import torch.nn.functional as F
 import whole_clip
+from flow import DEVICE, Latents, encode_text, sample_sigmas
 from optim import Average, Optimizers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from wanlab.shapes.captions import captions, sample_scenes
-from wanlab.shapes.renderer import render
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-TEXT_TOKENS, PADS, PIPELINE_TOKENS = 32, 8, 512
-EMPTY_SHARE, FULL_STOP_SHARE = 0.1, 0.2
-
-
-class PaddedCrossAttention:
-    """Cross-attention over WanPipeline's 512 tokens in 40: the last eight zero rows stand for 480 equal ones.
-
-    Equal keys share one softmax weight, so a bias of log(480 / 8) on each of the eight is exact.
-    """
-
-    def __init__(self, device: str) -> None:
-        bias = torch.zeros(TEXT_TOKENS + PADS, device=device)
-        bias[TEXT_TOKENS:] = math.log((PIPELINE_TOKENS - TEXT_TOKENS) / PADS)
-        self.bias = bias
-
-    def __call__(
-        self, attn: nn.Module, hidden_states: Tensor, encoder_hidden_states: Tensor, *args: object, **kw: object
-    ) -> Tensor:
-        q = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1)).transpose(1, 2)
-        k = attn.norm_k(attn.to_k(encoder_hidden_states)).unflatten(2, (attn.heads, -1)).transpose(1, 2)
-        v = attn.to_v(encoder_hidden_states).unflatten(2, (attn.heads, -1)).transpose(1, 2)
-        mask = self.bias.to(q.dtype).expand(q.shape[0], 1, q.shape[2], -1)
-        out = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), attn_mask=mask)
-        return attn.to_out[0](out.transpose(1, 2).flatten(2))
-
-
-class Latents:
-    """A pool of normalised latents with their caption tokens, partly replaced by fresh clips while training goes on."""
-
-    def __init__(self, vae: nn.Module, num: int, generator: torch.Generator) -> None:
-        self.vae, self.generator, self.tokenizer = vae, generator, networks.build_tokenizer()
-        sample = torch.cat([self._encode(64)[0] for _ in range(16)])
-        self.mean, self.std = sample.mean((0, 2, 3, 4)), sample.std((0, 2, 3, 4))
-        self.latents = torch.empty(num, *sample.shape[1:], dtype=torch.bfloat16, device=DEVICE)
-        self.ids = torch.zeros(num, TEXT_TOKENS, dtype=torch.long, device=DEVICE)
-        self.cursor = 0
-        while self.cursor < num - 63:
-            self.refresh(64)
-        self.latents, self.ids, self.cursor = self.latents[: self.cursor], self.ids[: self.cursor], 0
-        self.empty = self.tokens([""])[0]
-
-    @torch.no_grad()
-    def _encode(self, num: int) -> tuple[Tensor, list[str]]:
-        scenes = sample_scenes(num, self.generator)
-        clips = render(scenes, data.NUM_FRAMES, data.SIZE).frames * 2 - 1
-        with torch.autocast(DEVICE, torch.bfloat16):
-            return whole_clip.encode_mean(self.vae, clips).float(), captions(scenes)
-
-    def tokens(self, texts: list[str]) -> Tensor:
-        tokens = self.tokenizer(
-            texts, padding="max_length", max_length=TEXT_TOKENS, truncation=True, return_tensors="pt"
-        )
-        return tokens["input_ids"].to(DEVICE)
-
-    def refresh(self, num: int) -> None:
-        """Replace the oldest `num` entries."""
-        latents, texts = self._encode(num)
-        stops = torch.rand(num).lt(FULL_STOP_SHARE).tolist()
-        rows = slice(self.cursor, self.cursor + num)
-        shape = (1, -1, 1, 1, 1)
-        self.latents[rows] = ((latents - self.mean.view(shape)) / self.std.view(shape)).bfloat16()
-        self.ids[rows] = self.tokens([t + "." * s for t, s in zip(texts, stops, strict=True)])
-        self.cursor = self.cursor + num
-        if self.cursor + num > len(self.latents) and hasattr(self, "empty"):
-            self.cursor = 0
-
-    def batch(self, num: int) -> tuple[Tensor, Tensor]:
-        rows = torch.randint(len(self.latents), (num,), device=DEVICE)
-        ids = self.ids[rows]
-        drop = torch.rand(num, 1, device=DEVICE) < EMPTY_SHARE
-        return self.latents[rows].float(), torch.where(drop, self.empty, ids)
-
-
-def encode_text(text_encoder: nn.Module, ids: Tensor) -> Tensor:
-    """(B, 40, 128): zero after the sentence, as WanPipeline pads."""
-    mask = ids.ne(0).long()
-    hidden = text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-    return F.pad(hidden * mask[..., None], (0, 0, 0, PADS))
-
-
-def sample_sigmas(num: int) -> Tensor:
-    """Logit-normal, then shifted toward noise by FLOW_SHIFT."""
-    sigma = torch.sigmoid(torch.randn(num, device=DEVICE))
-    return networks.FLOW_SHIFT * sigma / (1 + (networks.FLOW_SHIFT - 1) * sigma)
 
 
 class Trainer:
@@ -119,11 +33,7 @@ class Trainer:
         self.transformer = networks.build_transformer().to(DEVICE)
         if args.resume:
             load_networks(Path(args.resume), self.text_encoder, self.transformer)
-        processor = PaddedCrossAttention(DEVICE)
-        for block in self.transformer.blocks:
-            block.attn2.set_processor(processor)
-            if DEVICE == "cuda":
-                block.compile(dynamic=False)
+        flow.prepare_blocks(self.transformer, compiled=DEVICE == "cuda")
         modules = [self.text_encoder, self.transformer]
         self.optimizer = Optimizers(modules, args.lr, muon=True, decay=0.01)
         self.average = Average(modules, 0.9995)
@@ -142,21 +52,9 @@ class Trainer:
         return loss.detach().clone()  # mse_loss returns its scalar in storage of the whole batch (torch 2.11, 2.13)
 
     def train(self) -> int:
-        for _ in range(3):
-            self.step(0.0)
-        start, saved, losses = time.time(), time.time(), []
-        while (done := (time.time() - start) / self.args.budget) < 1:
-            warm = min(1.0, (len(losses) + 1) / 200)
-            losses.append(self.step(self.args.lr * warm * min(1.0, (1 - done) / self.args.decay)))
-            if len(losses) % 40 == 0:
-                self.pool.refresh(64)
-            if time.time() - saved > 100:
-                saved = time.time()
-                save_networks(self.args.out, self.pool, self)
-            if len(losses) % 500 == 0:
-                loss, used = torch.stack(losses[-200:]).mean(), torch.cuda.memory_allocated() / 1e9
-                print(f"  step {len(losses)} {time.time() - start:.0f}s loss {loss:.4f}, {used:.1f} GB", flush=True)
-        return len(losses)
+        plan = flow.Plan(self.args.lr, self.args.budget, self.args.decay)
+        rows = flow.train(self.step, self.pool, lambda: save_networks(self.args.out, self.pool, self), plan)
+        return int(rows[-1][0])
 
     @torch.no_grad()
     def sample(self, texts: list[str], num_steps: int = 20, guidance_scale: float = 5.0) -> Tensor:

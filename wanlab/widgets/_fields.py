@@ -55,6 +55,10 @@ class Field:
         except WanlabError:
             return True
 
+    def words(self) -> str:
+        """The value in a title."""
+        return str(self.widget.value)
+
     def observe(self, changed: Callable[[], None]) -> None:
         """Call `changed()` whenever the value changes, by a hand or by `write`."""
         self.widget.observe(lambda _: changed(), "value")
@@ -162,7 +166,7 @@ class Mask(Field):
 
 
 def make_field(name: str, schema: Schema) -> Field | None:
-    """The input for a setting; None where there is nothing to choose, and for media, which have no input yet."""
+    """The input for a setting; None where there is nothing to choose, and for records such as media."""
     if "anyOf" in schema:
         inner = [s for s in schema["anyOf"] if s.get("type") != "null"]
         if any("$ref" in s for s in inner):

@@ -13,6 +13,7 @@ from wanlab.inline import ellipsis
 from wanlab.spec import PARTS, GenerationSpec, MethodPart, Part, plain
 from wanlab.widgets._closing import close
 from wanlab.widgets._fields import Field, Line, Mask, Words, make_field
+from wanlab.widgets._media import media_fields
 
 if TYPE_CHECKING:
     from wanlab.models import Offers
@@ -22,15 +23,17 @@ FRONT = ("text.prompt", "sampling.seed", "sampling.num_steps", "guidance.guidanc
 _ALWAYS = ("size",)  # groups whose settings are in the title even where they are the default
 _NEVER = frozenset({"weights.dtype", "weights.vae_dtype", "memory.on_oom"})  # what no loaded model leaves open
 _MOST_STEPS = 10_000  # of a mask
+_UNTIL_NARROWED = _NEVER | {f"media.{leaf}" for leaf in PARTS["media"].model_fields}
 _TITLE = 90  # characters of a folded group's title
 
 
 class SpecForm(widgets.VBox):
     """Every setting that there is a choice for. `spec` reads the form and fills it.
 
-    Settings without an input (media, the weights of a loaded model) pass from the spec that was written to the one
-    that is read. `narrow(model.offers)` leaves only what the model can do and shows the options of methods; until then
-    no method, and so no torch, is imported. Titles of folded groups tell what differs from `default`.
+    Settings without an input (the weights of a loaded model) pass from the spec that was written to the one that is
+    read. `narrow(model.offers)` leaves only what the model can do, shows the options of methods and takes the model's
+    media, which are stored as they are given; until then no method, and so no torch, is imported. Titles of folded
+    groups tell what differs from `default`.
     Any thread may call.
     """
 
@@ -61,7 +64,7 @@ class SpecForm(widgets.VBox):
             if (method := self._fields.get(f"{name}.method")) is not None:
                 method.widget.observe(lambda change, name=name: self._new_method(name, change["new"]), "value")
         self.spec = spec
-        self._hide(_NEVER if offers is None else frozenset())
+        self._hide(_UNTIL_NARROWED if offers is None else frozenset())
         if offers is not None:
             self.narrow(offers)
 
@@ -138,8 +141,8 @@ class SpecForm(widgets.VBox):
         for name, field in self._visible(part):
             leaf = name.partition(".")[2]
             if name not in FRONT and (part in _ALWAYS or field.is_other_than(self._usual[part][leaf])):
-                words.append(f"{field.widget.value}" if leaf == "method" else f"{leaf} {field.widget.value}")
-        words += [f"{name} {field.widget.value}" for name, field in self._options.get(part, {}).items()]
+                words.append(field.words() if leaf == "method" else f"{leaf} {field.words()}")
+        words += [f"{name} {field.words()}" for name, field in self._options.get(part, {}).items()]
         return ellipsis(f"{part} · {', '.join(words)}" if words else part, _TITLE)
 
     def _visible(self, part: str) -> Iterable[tuple[str, Field]]:
@@ -202,10 +205,21 @@ class SpecForm(widgets.VBox):
             try:
                 for part in self._option_rows:
                     self._show_options(part, options.get(part, {}))
+                self._add_media(offers.unused)
                 self._offer(offers)
             finally:
                 self._quiet = False
             self._changed()
+
+    def _add_media(self, unused: frozenset[str]) -> None:
+        """Inputs for the media that the model takes; most models take few of the kinds there are."""
+        given, part = self._base.to_dict()["media"], PARTS["media"]
+        for field in media_fields(part, "media", unused | self._fields.keys()):
+            field.write(given[field.name.partition(".")[2]])
+            field.observe(self._changed)
+            self._fields[field.name], self._rows[field.name] = field, _row(field)
+        rows = (self._rows.get(f"media.{leaf}") for leaf in part.model_fields)
+        self._groups["media"].children[0].children = [row for row in rows if row is not None]
 
     def _offer(self, offers: Offers) -> None:
         for name, words in offers.choices.items():
