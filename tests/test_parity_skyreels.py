@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import wanlab
-from tests.tiny_relatives import tiny_skyreels
+from tests.tiny_relatives import tiny_skyreels, tiny_skyreels_plain
 from tests.tiny_video import film, frames_of, picture, quiet
 from wanlab.models.skyreels_df import lagging_steps
 from wanlab.sampling import Staggered, load_state, sample, save_state
@@ -68,7 +68,7 @@ def reference(pipe: Any, seed: int = 3, **changes: Any) -> Tensor:
         "num_frames": 13,
         "width": 48,
         "height": 32,
-        "causal_block_size": 1,
+        **({"causal_block_size": 1} if "Forcing" in type(pipe).__name__ else {}),
         **changes,
     }
     settings["negative_prompt"] = [settings["negative_prompt"]] * len(settings["prompt"])
@@ -269,6 +269,20 @@ def test_normalized_attention_guidance_and_riflex_reach_the_network(both: tuple[
     assert rel(ours(model, spec.with_(guidance="nag"), PROMPTS[:1]), plain) >= 1e-2
     with pytest.raises(wanlab.WanlabError, match="RIFLEx"):  # these networks are too small for it
         ours(model, spec.with_(riflex="on"), PROMPTS[:1])
+
+
+@pytest.mark.parametrize("kind", ["text", "image"])
+def test_without_diffusion_forcing_it_equals_diffusers_too(tmp_path_factory: pytest.TempPathFactory, kind: str) -> None:
+    import diffusers
+
+    folder, definition = tiny_skyreels_plain(tmp_path_factory.mktemp("plain"), kind)
+    pipe = quiet(getattr(diffusers, f"SkyReelsV2{KINDS[kind]}").from_pretrained(folder))
+    media = {"image": picture(1)} if kind == "image" else {}
+    model = wanlab.load(definition, device="cpu")
+    expected = equals(model, pipe, media, media)
+    matters(pipe, expected, media, {name: picture(11) for name in media})
+    with pytest.raises(wanlab.WanlabError, match="ar_step means nothing"):
+        wanlab.generate(model, spec_of(model, ar_step=2, **media))
 
 
 def test_what_cannot_be_made_says_so(both: tuple[Any, Any]) -> None:

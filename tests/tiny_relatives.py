@@ -87,6 +87,31 @@ def tiny_skyreels(folder: Path | str, **transformer: Any) -> tuple[Path, dict[st
     return Path(folder), definition
 
 
+def tiny_skyreels_plain(folder: Path | str, kind: str) -> tuple[Path, dict[str, Any]]:
+    """Without diffusion forcing: "text", or "image" (first frame, read by CLIP too)."""
+    import diffusers
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    dit, parts = dict(WAN_DIT), {}
+    if kind == "image":
+        dit |= {"in_channels": 36, "image_dim": 32, "added_kv_proj_dim": 24}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = loud_wan(diffusers.SkyReelsV2Transformer3DModel(**dit))
+        loud_pictures(network)
+        if kind == "image":
+            parts["image_encoder"] = CLIPVisionModelWithProjection(CLIPVisionConfig(**CLIP)).eval()
+            size = {"crop_size": {"height": 32, "width": 32}, "size": {"shortest_edge": 32}}
+            parts["image_processor"] = CLIPImageProcessor(**size)
+        common = common_parts(WAN_VAE)
+    pipeline = diffusers.SkyReelsV2ImageToVideoPipeline if kind == "image" else diffusers.SkyReelsV2Pipeline
+    pipeline(**common, **parts, transformer=network).save_pretrained(folder)
+    _, definition = _definition("skyreels", folder, dit, common)
+    if kind == "image":
+        definition["architecture"]["image_encoder"] = CLIP
+    return Path(folder), definition
+
+
 def _definition(family: str, folder: Path | str, dit: dict[str, Any], common: dict[str, Any]) -> tuple[Path, Any]:
     architecture = {"transformer": dit, "vae": vae_config(common["vae"]), "text_encoder": ENCODER}
     return Path(folder), definition_of(f"{family}_random", family, Path(folder), architecture, spec(SIZE))

@@ -9,23 +9,21 @@ SkyReels-V2 (arXiv:2504.13074). The split is bit-equal to SkyReelsV2Transformer3
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
 import torch
-from diffusers import SkyReelsV2Transformer3DModel
 from torch import Tensor
 
 from wanlab import media
 from wanlab.errors import WanlabError
 from wanlab.models import _wan_inputs as inputs
-from wanlab.models._wan_blocks import attention_sites, context
 from wanlab.models._window import check_window
 from wanlab.models.base import Geometry
-from wanlab.models.wan import Wan, share
+from wanlab.models.skyreels import SkyReels
+from wanlab.models.wan import share
 from wanlab.registry import FAMILIES
-from wanlab.sites import NO_CONDITIONS, BlockPlan, Branch, Conditions, Layout, Stack, StepContext, Streams
+from wanlab.sites import NO_CONDITIONS, Branch, Conditions, StepContext, Streams
 from wanlab.spec import GenerationSpec, MediaRef
 
 WINDOW = 97
@@ -34,7 +32,7 @@ _SLOW = 16  # frames a second; networks that are told the pace know this one and
 
 
 @FAMILIES.register("skyreels_df")
-class SkyReelsDF(Wan):
+class SkyReelsDF(SkyReels):
     """Video by SkyReelsV2Transformer3DModel, UMT5 and AutoencoderKLWan.
 
     `image` is the first latent frame, `video` the first ones, however many it has; `last_image` is a latent frame after
@@ -48,12 +46,7 @@ class SkyReelsDF(Wan):
         "SkyReelsV2DiffusionForcingVideoToVideoPipeline",
     )
     optional_encoders = ()
-    starts_from_video = False
     forces_frames = True
-
-    @classmethod
-    def component_class(cls, component: str) -> Any:
-        return SkyReelsV2Transformer3DModel if component == "transformer" else super().component_class(component)
 
     @functools.cached_property
     def window_frames(self) -> int:
@@ -130,14 +123,6 @@ class SkyReelsDF(Wan):
         return super().experts(spec) if plan is None else [self.experts_present[0]] * len(plan)
 
     # The forward
-
-    def _build_stack(self, expert: str) -> Stack:
-        network, layout = self.parts[expert].module, Layout()
-        plans = [
-            BlockPlan(name, "block", block, run_forced_block, attention_sites(name, block, layout, self.lock))
-            for name, block in ((f"blocks.{i}", block) for i, block in enumerate(network.blocks))
-        ]
-        return Stack(expert, network, plans, layout, self.lock)
 
     def embed(self, latents: Tensor, ctx: StepContext, branch: Branch) -> Streams:
         stack, conditions, batch = self.stacks[ctx.expert], branch.conditions, latents.shape[0]
@@ -258,10 +243,3 @@ def lagging_steps(num_steps: int, num_blocks: int, lag: int, ready: int = 0) -> 
         row = [min(max(step, -1), num_steps) for step in steps]
         rows.append(row)
     return torch.tensor(rows).reshape(len(rows), num_blocks)
-
-
-def run_forced_block(block: Callable[..., Any], streams: Streams) -> Streams:
-    """Call a SkyReelsV2TransformerBlock, or its compiled form, on the streams."""
-    video, mask = streams.tokens["video"], streams.masks.get("causal")
-    video = block(video, context(streams), streams.modulation["blocks"], streams.rope, mask)
-    return streams.with_tokens(video=video)
