@@ -315,7 +315,7 @@ def test_the_command_downloads_and_shows_how_far(
     assert "weights.safetensors" in capsys.readouterr().err
     assert (tmp_path / "checkpoints" / NAME).read_bytes() == DATA
     assert main(["models", "--download"]) == 2
-    assert "--download needs a model" in capsys.readouterr().err
+    assert "--download needs a MODEL" in capsys.readouterr().err
 
 
 # --- single files on this machine

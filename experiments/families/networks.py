@@ -61,8 +61,11 @@ def write_folder(plan: Plan, family: Any, folder: Path) -> None:
     shutil.copytree(resource("assets", "wan_tiny") / "tokenizer", folder / "tokenizer")
 
 
-def random_module(cls: Any, config: dict[str, Any], dtype: torch.dtype, device: torch.device) -> nn.Module:
+def random_module(
+    cls: Any, config: dict[str, Any], dtype: torch.dtype, device: torch.device, emptied: nn.Module | None = None
+) -> nn.Module:
     """A network with its class's own random initial weights, in the dtypes in which wanlab would load it."""
+    assert emptied is None, "a network that left is not needed again here"
     with device, _default_dtype(dtype):
         torch.manual_seed(0)
         is_transformers = hasattr(cls, "config_class")
@@ -94,8 +97,3 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 def weight_bytes(model: Any) -> dict[str, int]:
     """Bytes of the parts that are in memory."""
     return {name: part.num_bytes for name, part in model.parts.items() if part.loaded}
-
-
-def drop(model: Any, name: str) -> None:
-    """Take a part out of memory; it would be made anew if it were used again."""
-    model.parts[name]._module = None

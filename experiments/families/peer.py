@@ -40,7 +40,7 @@ class Peer:
             settings["expand_timesteps"] = model.expand_timesteps
             kind = diffusers.WanImageToVideoPipeline if inputs.kind == "image" else diffusers.WanPipeline
         if "image_encoder" in parts:
-            settings["image_processor"] = _wan_inputs.clip_processor(model.folder)
+            settings["image_processor"] = _wan_inputs.clip_processor(model.side_folder("image_processor"))
         self.pipe = kind(**parts, **settings, tokenizer=model.tokenizer)
         self.pipe.set_progress_bar_config(disable=True)
         module = sys.modules[kind.__module__]

@@ -134,7 +134,7 @@ class Measurement:
         self.found["text_encoder"] = "stays" if fits else "leaves after the text"
         if not fits:
             peer.forget_text_encoder()
-            networks.drop(self.model, "text_encoder")
+            self.model.unload("text_encoder")
             free()
 
     def _round(self, peer: Peer, noise: Tensor, num_steps: int) -> Tensor | None:
