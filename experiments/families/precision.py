@@ -1,9 +1,13 @@
 """How exact is one bfloat16 forward, ours and diffusers', where the two use different kernels?
 
-    python experiments/families/precision.py --out experiments/families/results/precision.json [--tiny]
+    python experiments/families/precision.py --out experiments/families/results/precision.json [--tiny | --layout]
 
 The same random weights and inputs go through both in bfloat16, and through both in float32. Where both bfloat16 results
 are equally far from float32, and the two float32 results agree, their difference is rounding and not work left out.
+
+`--layout` runs VACE at full size in bfloat16 and asks whether the difference there is one of memory layout alone:
+diffusers' VACE network keeps its tokens transposed in memory, so that some of its matrix products are other kernels;
+with tokens laid out as ours, does it give our bits?
 """
 
 from __future__ import annotations
@@ -38,19 +42,19 @@ def rel(x: Tensor, reference: Tensor) -> float:
 class Case:
     """One network with its inputs."""
 
-    def __init__(self, row: str, device: str, is_tiny: bool) -> None:
+    def __init__(self, row: str, device: str, is_tiny: bool, is_whole: bool = False) -> None:
         self.row = row
         chosen = next(known for known in ROWS if known.name == row)
         layout = plan(chosen)
         if is_tiny:
             chosen, layout = tiny(chosen, layout)
         config = dict(layout.architecture["transformer"])
-        if not is_tiny:
+        if not is_tiny and not is_whole:
             config["num_layers"] = LAYERS[row]
             if "vace_layers" in config:
                 config["vace_layers"] = [i for i in config["vace_layers"] if i < LAYERS[row]]
         layout = replace(layout, architecture={**layout.architecture, "transformer": config})
-        height, width, frames = (32, 64, 9) if is_tiny else SIZE[row]
+        height, width, frames = (32, 64, 9) if is_tiny else chosen.size if is_whole else SIZE[row]
         self._folder = tempfile.TemporaryDirectory()
         self.model = networks.load(chosen, layout, Path(self._folder.name) / "model", device, "bfloat16")
         stride = self.model.geometry.pixel_stride
@@ -106,15 +110,34 @@ class Case:
         }
 
 
+def layout(device: str, is_tiny: bool) -> dict[str, float]:
+    """Relative differences of VACE's velocity at full size: as diffusers runs, and with its tokens laid out as ours."""
+    case = Case("vace_14b", device, is_tiny, is_whole=True)
+    network, half = case.model.parts["transformer"].module, torch.bfloat16
+    ours, theirs = case.ours(half), case.theirs(half)
+    hooks = [
+        module.register_forward_hook(lambda _m, _i, out: out.to(memory_format=torch.channels_last_3d))
+        for module in (network.patch_embedding, network.vace_patch_embedding)
+    ]
+    alike = case.theirs(half)
+    for hook in hooks:
+        hook.remove()
+    return {"ours from diffusers": rel(ours, theirs), "ours from diffusers, tokens laid out alike": rel(ours, alike)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--layout", action="store_true")
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     found: dict[str, Any] = {"device": torch.cuda.get_device_name() if device == "cuda" else "cpu", "sizes": SIZE}
-    for row in SIZE:
+    if arguments.layout:
+        found = {"device": found["device"], "vace_14b at full size": layout(device, arguments.tiny)}
+        print(found)
+    for row in () if arguments.layout else SIZE:
         case = Case(row, device, arguments.tiny)
         found[row] = case.run()
         print(row, found[row])
