@@ -61,7 +61,9 @@ def _parser() -> Parser:
         "generate", "[MODEL] [setting=value ...] [options]", "Make a clip or an image and save it.", epilog=_EPILOG
     )
     parser.add_argument("words", nargs="*", metavar="MODEL setting=value", help="what to generate, see below")
-    parser.add_argument("--spec", metavar="FILE", help="start from the spec in a JSON file, mp4, png or run folder")
+    parser.add_argument(
+        "--spec", metavar="FILE", help="start from settings by wanlab or WanGP: a JSON, clip, image, run folder"
+    )
     parser.add_argument(
         "--out", metavar="PATH", help="x.mp4, x.png (one frame) or a folder with all there is; default: one in runs/"
     )
