@@ -25,6 +25,7 @@ from wanlab.compat.migrations import check_kinds
 from wanlab.compat.models import model_ids
 from wanlab.errors import WanlabError, shorten
 from wanlab.files import atomic_write
+from wanlab.runs import RUN_JSON
 from wanlab.spec import GenerationSpec
 from wanlab.spec.part import plain
 
@@ -170,8 +171,9 @@ def open_settings(path: str | Path, *, model: str | None = None, task: int | Non
         if str(path) in error.problem:
             raise
         raise WanlabError(f"{path}: {error.problem}", choices=error.choices, remedy=error.remedy) from None
-    if document.whose == "spec":  # its media may lie in the run's folder
-        media.remember(path if path.is_dir() else path.parent)
+    folder = path if path.is_dir() else path.parent
+    if document.whose == "spec" and (folder / RUN_JSON).is_file():
+        media.remember(folder)
     _warn(path, settings)
     return settings
 
