@@ -425,3 +425,30 @@ def test_the_last_settings_are_kept_and_never_fatal(here: Workspace) -> None:
     blocked.configs.write_text("a file where the folder belongs")
     assert "Cannot write" in catalog.save_last(spec, blocked)
     assert "refused" in catalog.save_last(spec.with_(model="../x"), here)
+
+
+def test_a_full_spec_in_place_of_defaults_is_the_last_settings(here: Workspace) -> None:
+    """Panels once kept the last settings where the defaults are now: a prompt must not become one unasked."""
+    definition = find("wan_t2v_14b")
+    spec = GenerationSpec.of({**definition.spec, "model": definition.id}, prompt="a kite", num_steps=3)
+    path = here.configs / "wan_t2v_14b.json"
+    path.parent.mkdir()
+    path.write_text(spec.to_json(indent=2))
+    assert catalog.read_user_defaults(definition.id, here) == {}
+    assert catalog.default_spec(definition, here).sampling.num_steps == definition.spec["sampling"]["num_steps"]
+    assert catalog.read_last(definition.id, here) == spec
+    catalog.write_user_defaults(definition.id, {"num_steps": 8}, here)
+    assert catalog.default_spec(definition, here).sampling.num_steps == 8
+    assert catalog.read_last(definition.id, here) == spec, "what was there is kept"
+    newer = spec.with_(seed=5)
+    assert catalog.save_last(newer, here) == ""
+    assert catalog.read_last(definition.id, here) == newer
+
+
+def test_what_of_a_spec_may_become_defaults() -> None:
+    definition = find("wan_t2v_14b")
+    plain = GenerationSpec.of({**definition.spec, "model": definition.id})
+    assert catalog.own_settings(definition, plain.with_(prompt="a kite", seed=5)) == {}
+    spec = plain.with_(num_steps=8, guidance={"method": "cfg_interval", "start": 0.2})
+    own = {"sampling.num_steps": 8, "guidance": "cfg_interval", "guidance.start": 0.2, "guidance.stop": 1.0}
+    assert catalog.own_settings(definition, spec) == own

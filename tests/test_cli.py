@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 import wanlab
+from wanlab import catalog
 from wanlab.cli import main
 from wanlab.cli._progress import ProgressLine, bar
-from wanlab.cli._settings import read_settings
+from wanlab.cli._settings import read_settings, request
 from wanlab.errors import WanlabError
 from wanlab.files import resource
 from wanlab.runs import RunRecord, write_run
@@ -114,6 +115,39 @@ def test_every_form_of_a_spec_starts_another_run(capsys: pytest.CaptureFixture[s
     assert generate(capsys, "--spec", "failed")["spec_id"] == spec.id
 
 
+def test_settings_of_wangp_start_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of its model, by our name; what a spec does not say is told, and files that are named must be given."""
+    settings = {"type": "WanGP v8.6", "model_type": "t2v_1.3B", "settings_version": 2.74, "prompt": "a kite", "seed": 7}
+    Path("kite.json").write_text(json.dumps(settings))
+    definition, spec = request(["num_steps=3"], "kite.json")
+    assert definition.id == spec.model == "wan_t2v_1_3b"
+    assert (spec.text.prompt, spec.sampling.seed, spec.sampling.num_steps) == ("a kite", 7, 3)
+    assert capsys.readouterr().err == ""
+    Path("odd.json").write_text(json.dumps({**settings, "nobody_knows": 1}))
+    assert request([], "odd.json")[1].text.prompt == "a kite"
+    assert "nobody_knows" in capsys.readouterr().err
+    with pytest.raises(WanlabError, match="of wan_t2v_1_3b, not of wan_tiny"):
+        request(["wan_tiny"], "kite.json")
+    first = {"model_type": "i2v", "image_prompt_type": "S", "image_start": ["a.png"]}
+    Path("image.json").write_text(json.dumps({**settings, **first}))
+    with pytest.raises(WanlabError, match=r"does not hold: image\..*image=PATH"):
+        request([], "image.json")
+    assert request(["image=null"], "image.json")[1].media.image is None
+    Path("queue.json").write_text(json.dumps([{"params": settings}, {"params": {**settings, "seed": 8}}]))
+    assert request([], "queue.json", 2)[1].sampling.seed == 8
+    Path("preset.json").write_text(json.dumps({"guidance_scale": 3.5, "num_inference_steps": 6}))
+    assert request(["wan_t2v_14b"], "preset.json")[1].sampling.num_steps == 6
+    with pytest.raises(WanlabError, match="name no model"):
+        request([], "preset.json")
+
+
+def test_the_users_defaults_hold_here_too(live: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    catalog.write_user_defaults("wan_tiny", {"num_steps": 3})
+    assert request(["wan_tiny"], None)[1] == wanlab.load("wan_tiny", device="cpu").spec(num_steps=3)
+    assert main(["models", "wan_tiny", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["settings"]["num_steps"] == 3
+
+
 def test_methods_are_named_as_in_a_spec(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["cache.method=fixed", "cache.mask=[true,false]", "guidance.method=cfg", "attention=math"]
     found = generate(capsys, "wan_tiny", *words, "--out", "run")
@@ -149,6 +183,8 @@ def test_methods_are_named_as_in_a_spec(capsys: pytest.CaptureFixture[str]) -> N
         (["generate", "wan_tiny", "--out", "file"], "is no run folder"),
         (["generate", "wan_tiny", "--out", "old.mp4"], "holds a result already.*--force"),
         (["generate", "wan_tiny", "--spec", "absent.mp4"], "absent.mp4"),
+        (["generate", "wan_tiny", "--spec", "absent.json"], "absent.json"),
+        (["generate", "wan_tiny", "--spec", "full"], "full"),
         (["generate", "wan_tiny", "--spec", "flux.json"], "is a spec of flux_dev"),
         (["models", "wan_tny"], "Did you mean 'wan_tiny'"),
         (["doctor", "now"], "now"),

@@ -26,6 +26,8 @@ WAN = [name for name in IDS if name not in ("flux_dev", "wan_tiny")]
 NETWORKS = {
     "wan": WanTransformer3DModel,
     "vace": WanVACETransformer3DModel,
+    "phantom": WanTransformer3DModel,
+    "skyreels": SkyReelsV2Transformer3DModel,
     "skyreels_df": SkyReelsV2Transformer3DModel,
     "wan_animate": WanAnimateTransformer3DModel,
 }
@@ -44,6 +46,9 @@ SIZES = {
     "vace_14b": VACE,
     "vace_1_3b": 2.155,
     "vace_14b_2_2": VACE,
+    "phantom_14b": T2V,
+    "skyreels_t2v_14b": T2V,
+    "skyreels_i2v_14b": I2V,
     "skyreels_df_14b": T2V,
     "skyreels_df_1_3b": 1.4355,  # 16 million more, for the frame rate
     "wan_animate_14b": 17.27,
@@ -143,9 +148,7 @@ def test_what_runs_and_what_lacks_a_piece() -> None:
         definition = find(name)
         modes = definition.constants["modes"]
         assert bool(missing[name]) == (
-            bool(definition.loras)
-            or "audio" in modes
-            or name.startswith(("phantom", "recam", "standin", "vace_standin"))
+            bool(definition.loras) or "audio" in modes or name.startswith(("recam", "standin", "vace_standin"))
         )
         assert definition.family in NETWORKS
 

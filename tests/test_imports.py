@@ -19,7 +19,7 @@ PACKAGE = Path(wanlab.__file__).parent
 
 # A module imports only names to its left.
 ORDER = """
-errors registry files workspace notebook spec runs compat catalog settings audio video media weights
+errors registry files workspace notebook spec runs compat catalog audio video media settings weights
 sites kernels attention models caches lora memory
 sampling guidance preprocess postprocess watch stages windows inline details result pipeline jobs
 probe metrics study shapes sweeps reports widgets doctor cli

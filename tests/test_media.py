@@ -18,6 +18,7 @@ from PIL import Image
 import wanlab
 from tests.test_jobs import SPEC
 from tests.tiny import tiny_wan
+from tests.tiny_video import tiny_i2v
 from wanlab import media, runs, video
 from wanlab.audio import Audio, write_wav
 from wanlab.cli._settings import read_spec, request
@@ -260,6 +261,28 @@ def test_jobs_keep_media_too(follower: Any, workspace: Path, tmp_path: Path, mon
     moved = move(workspace / "run", tmp_path, monkeypatch)
     spec = read_spec(moved)
     assert np.array_equal(wanlab.generate(follower, spec).frames, frames)
+
+
+def test_a_picture_goes_with_its_run_by_every_way(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """From a model that starts from a picture: the run's folder, its JSON and its clip give the spec and the file."""
+    model = wanlab.load(tiny_i2v(tmp_path_factory.mktemp("i2v"))[1], device="cpu")
+    result = wanlab.generate(model, prompt="a kite", num_steps=2, num_frames=5, image=kite(workspace))
+    assert result.record.resolved["spec"]["weights"]["stored_as"] == model.stored_as == "float"
+    moved = move(result.save(workspace / "run"), tmp_path, monkeypatch)
+    ways = {"settings": lambda path: wanlab.open_settings(path).spec, "cli": read_spec}
+    ways["result"] = lambda path: wanlab.open_result(path).spec
+    for name, way in ways.items():
+        for place in (moved, moved / "run.json", moved / "video.mp4"):
+            monkeypatch.setattr(media._find, "_runs", {})
+            spec = way(place)
+            assert spec == result.spec, (name, place)
+            assert np.array_equal(read_image(spec.media.image), picture()), (name, place)
+    again = wanlab.generate(model, spec)
+    assert np.array_equal(again.frames, result.frames)
+    resolved = GenerationSpec.from_json(runs.read_run(moved).resolved["spec"])
+    assert np.array_equal(wanlab.generate(model, resolved).frames, result.frames)
 
 
 def test_a_failed_run_can_be_made_again_from_its_folder(

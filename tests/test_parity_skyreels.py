@@ -12,6 +12,7 @@ from torch import Tensor
 import wanlab
 from tests.tiny_relatives import tiny_skyreels, tiny_skyreels_plain
 from tests.tiny_video import film, frames_of, picture, quiet
+from wanlab.errors import WanlabError
 from wanlab.models.skyreels_df import lagging_steps
 from wanlab.sampling import Staggered, load_state, sample, save_state
 from wanlab.sites import Branch, StepContext
@@ -138,7 +139,8 @@ def test_going_on_from_a_video_equals_diffusers(both: tuple[Any, Any], mode: str
 
 def test_diffusers_corrects_the_first_step_from_the_wrong_latents(both: tuple[Any, Any]) -> None:
     """It hands its solver a view of the latents and writes the result into them, so UniPC's corrector starts from what
-    step 0 made, not from the noise: 7 % off at 5 steps, 0.6 % at 50. SkyReels-V2's own code does so too."""
+    step 0 made, not from the noise: 7 % off at 5 steps, 0.6 % at 50. SkyReels-V2's own loop hands over such a view, too
+    (SkyworkAI/SkyReels-V2 d3bc4fc4, diffusion_forcing_pipeline.py)."""
     import diffusers
 
     model, pipes = both
@@ -147,6 +149,19 @@ def test_diffusers_corrects_the_first_step_from_the_wrong_latents(both: tuple[An
     found = ours(model, spec_of(model), PROMPTS[:1])
     assert rel(reference(pipe), found) >= 5e-2
     assert rel(reference(pipe, num_inference_steps=1), ours(model, spec_of(model, num_steps=1), PROMPTS[:1])) <= 1e-5
+
+
+def test_a_cache_and_frames_at_different_steps_are_refused_together(both: tuple[Any, Any]) -> None:
+    model, _ = both
+    cache = {"method": "fixed", "mask": [True] * STEPS}
+    lagging = spec_of(model, ar_step=1, causal_block_size=1, cache=cache)
+    rows = len(model.experts(model.resolve(lagging)))
+    words = rf"sampler's {STEPS} steps, and with ar_step = 1 .* in the run's {rows}"
+    assert rows > STEPS
+    with pytest.raises(WanlabError, match=words):
+        wanlab.generate(model, lagging)
+    together = lagging.with_(ar_step=0)
+    assert torch.equal(wanlab.generate(model, together).latents, wanlab.generate(model, together, cache="none").latents)
 
 
 def test_what_diffusers_leaves_out_is_refused(both: tuple[Any, Any]) -> None:

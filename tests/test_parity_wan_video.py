@@ -12,6 +12,8 @@ from torch import Tensor
 
 import wanlab
 from tests.tiny_video import film, frames_of, quiet, tiny_v2v
+from wanlab.errors import WanlabError
+from wanlab.widgets.form import SpecForm
 
 STEPS = 8
 PROMPTS = ["a red fox runs", "blue dogs sleep in the grass"]
@@ -147,3 +149,39 @@ def test_what_means_nothing_is_refused(both: tuple[Any, Any], changes: dict[str,
     model, _ = both
     with pytest.raises(wanlab.WanlabError, match=words):
         wanlab.encode_conditions(model, make_spec(model, **changes))
+
+
+def test_a_cache_counts_the_steps_that_run(both: tuple[Any, Any]) -> None:
+    """Half of the steps: a mask has their number, exact where it computes, and the record tells them, not num_steps."""
+    model, _ = both
+
+    def masked(*mask: bool) -> Any:
+        return make_spec(model, denoising_strength=0.5, cache={"method": "fixed", "mask": mask})
+
+    plain = wanlab.generate(model, make_spec(model, denoising_strength=0.5))
+    exact = wanlab.generate(model, masked(*[True] * 4))
+    assert torch.equal(exact.latents, plain.latents)
+    reused = wanlab.generate(model, masked(True, False, True, False))
+    assert not torch.equal(reused.latents, plain.latents)
+    assert reused.skipped_forwards == 4, "two steps, two branches"
+    assert f"{STEPS // 2} steps" in reused._repr_html_()
+    words = rf"{STEPS} entries for 4 steps of {STEPS} that denoising_strength = 0\.5 leaves"
+    with pytest.raises(WanlabError, match=words):
+        wanlab.generate(model, masked(*[True] * STEPS))
+
+
+def test_guidance_counts_the_steps_that_run(both: tuple[Any, Any]) -> None:
+    """All four steps that run are zero steps: no forward, and no negative prompt is encoded for those left out."""
+    model, _ = both
+    zeroed = {"method": "cfg_zero", "zero_steps": 4}
+    assert "negative_prompt" in wanlab.encode_text(model, make_spec(model, guidance=zeroed))
+    spec = make_spec(model, guidance=zeroed, denoising_strength=0.5)
+    assert set(wanlab.encode_text(model, spec)) == {"prompt"}
+    assert wanlab.generate(model, spec).ran["forwards"] == {}
+
+
+def test_a_forms_first_mask_has_the_steps_that_run(both: tuple[Any, Any]) -> None:
+    model, _ = both
+    form = SpecForm(make_spec(model, denoising_strength=0.5), model.offers)
+    form.field("cache.method").write("fixed")
+    assert form.spec.cache.options["mask"] == (True,) * 4

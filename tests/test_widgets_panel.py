@@ -179,6 +179,29 @@ def test_the_last_settings_come_back(model: Any, live: Path) -> None:
     assert first.result.path.parent == live / "runs"
 
 
+def test_settings_become_the_users_defaults(model: Any, live: Path) -> None:
+    """What was changed but prompt and seed; forms, `load` and the Defaults button start from it, a spec does not."""
+    chosen = {"guidance_scale": 9.0, "num_steps": 3, "cache": {"method": "fixed", "mask": [True, False, True]}}
+    panel = GeneratePanel(model, prompt="a red fox", seed=1, **chosen)
+    panel._keep.click()
+    file = live / "configs" / f"{model.id}.json"
+    assert json.loads(file.read_text()) == {
+        "schema": 1,
+        "sampling": {"num_steps": 3},
+        "guidance": {"guidance_scale": 9.0},
+        "cache": {"method": "fixed", "options": {"mask": [True, False, True], "branch_masks": {}}},
+    }
+    assert str(file) in panel._message.value
+    again = wanlab.load(model.definition, device="cpu")
+    assert again.spec() == GeneratePanel(again).spec == model.spec(**chosen)
+    assert again.default_spec == model.default_spec
+    panel._form.field("guidance.guidance_scale").write(2.0)
+    panel._defaults.click()
+    assert panel.spec == again.spec(prompt="a red fox")
+    file.unlink()
+    assert wanlab.load(model.definition, device="cpu").spec() == model.spec()
+
+
 def test_headless_nothing_comes_back(model: Any, live: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     panel = GeneratePanel(model, **SPEC)
     panel._press()
@@ -191,7 +214,7 @@ def test_stripped_prompts_are_not_kept(model: Any, live: Path) -> None:
     panel = GeneratePanel(model, **SPEC, strip_prompt=True)
     panel._press()
     until(lambda: panel.result is not None)
-    assert "red fox" not in (live / "configs" / f"{model.id}.json").read_text()
+    assert "red fox" not in (live / "configs" / f"{model.id}.last.json").read_text()
     assert "red" not in panel.result.path.name
 
 

@@ -17,12 +17,11 @@ import pytest
 import wanlab
 from tests.test_widgets_panel import HOSTILE, SPEC, WAIT, Gate, until
 from tests.tiny import tiny_wan
-from wanlab import runs
+from wanlab import catalog, runs
 from wanlab.errors import WanlabError
 from wanlab.jobs._folder import JobFolder
 from wanlab.widgets import GeneratePanel
 from wanlab.widgets._history import entries
-from wanlab.widgets._settings import keep_settings
 from wanlab.workspace import find_workspace
 
 
@@ -33,7 +32,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.mark.parametrize("content", ["{", '{"model": "another"}', '{"schema": 99, "model": "x"}', ""])
 def test_damaged_last_settings_are_named_and_kept(model: Any, live: Path, content: str) -> None:
-    file = live / "configs" / f"{model.id}.json"
+    file = live / "configs" / f"{model.id}.last.json"
     file.parent.mkdir()
     file.write_text(content)
     panel = GeneratePanel(model)
@@ -206,7 +205,7 @@ def test_loading_in_the_background(live: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_where_settings_came_from_is_still_told_after_loading(live: Path) -> None:
-    keep_settings(find_workspace(), "wan_tiny", GeneratePanel("wan_tiny", seed=8).spec)
+    catalog.save_last(GeneratePanel("wan_tiny", seed=8).spec, find_workspace())
     panel = GeneratePanel("wan_tiny")
     panel._load_in_background()
     until(lambda: panel._loader is None)
@@ -217,7 +216,7 @@ def test_where_settings_came_from_is_still_told_after_loading(live: Path) -> Non
 def test_last_settings_with_options_that_are_no_more(model: Any, live: Path) -> None:
     nested = model.spec(**SPEC, cache={"method": "fixed", "mask": [True] * 4}).to_dict()
     nested["cache"]["options"]["threshold"] = 1
-    file = live / "configs" / f"{model.id}.json"
+    file = live / "configs" / f"{model.id}.last.json"
     file.parent.mkdir()
     file.write_text(json.dumps(nested))
     panel = GeneratePanel(model)

@@ -34,7 +34,7 @@ def facts(frames: Frames, fps: float, audio: Audio | None, spec: GenerationSpec,
         words.append(f"{count} frames at {fps:g}/s")
     if audio is not None:
         words.append(f"sound of {audio.seconds:.1f} s")
-    words += [f"{spec.sampling.num_steps} steps", f"seed {spec.sampling.seed}"]
+    words += [f"{spec.sampling.num_run} steps", f"seed {spec.sampling.seed}"]
     if "total" in seconds:
         words.append(f"made in {seconds['total']:.1f} s")
     return " · ".join(words)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import wanlab
-from wanlab import catalog
+from wanlab import catalog, media
 from wanlab.compat import Attachment, attachments, baseline, media_leaves, migrate, stamped, wangp_model
 from wanlab.compat.documents import KIND, Document, read_document
 from wanlab.compat.mapping import Context, get, lost, not_yet, put, unknown_keys
@@ -25,6 +25,7 @@ from wanlab.compat.migrations import check_kinds
 from wanlab.compat.models import model_ids
 from wanlab.errors import WanlabError, shorten
 from wanlab.files import atomic_write
+from wanlab.runs import RUN_JSON
 from wanlab.spec import GenerationSpec
 from wanlab.spec.part import plain
 
@@ -110,8 +111,10 @@ class Settings:
     def save(self, path: str | Path, form: Form = "wanlab") -> Path:
         """Write a JSON: ours, which holds everything, or WanGP's, which it opens as its own newest.
 
-        Into a video or picture it goes with `compat.write_text(path, settings.to_wangp())`. Raises WanlabError as
-        `to_wangp` does, and for a place that cannot be written.
+        A file of WanGP's says which version its settings have, since some of WanGP's migrations change settings that
+        went through them already; so into a video or picture they go as
+        `compat.write_text(path, compat.stamped(settings.to_wangp()))`. Raises WanlabError as `to_wangp` does, and for
+        a place that cannot be written.
         """
         path = Path(path)
         if path.suffix.lower() != ".json" or form not in ("wanlab", "wangp"):
@@ -160,13 +163,17 @@ def open_settings(path: str | Path, *, model: str | None = None, task: int | Non
         raise WanlabError(f"{shorten(path)} is no path", remedy='Give a file, such as "kite.mp4" or "kite.json".')
     path = Path(path)
     try:
-        settings = _settings(read_document(path, task), model)
+        document = read_document(path, task)
+        settings = _settings(document, model)
     except OSError as error:
         raise WanlabError(f"Cannot read {path}: {error.strerror or error}", remedy="Check the path.") from None
     except WanlabError as error:
         if str(path) in error.problem:
             raise
         raise WanlabError(f"{path}: {error.problem}", choices=error.choices, remedy=error.remedy) from None
+    folder = path if path.is_dir() else path.parent
+    if document.whose == "spec" and (folder / RUN_JSON).is_file():
+        media.remember(folder)
     _warn(path, settings)
     return settings
 

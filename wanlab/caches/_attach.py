@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from wanlab.caches._cache import Cache
+from wanlab.errors import WanlabError
 from wanlab.registry import CACHES, GUIDANCE
 from wanlab.sites import NO_CONDITIONS, StepContext
 from wanlab.spec import GenerationSpec
@@ -35,7 +36,14 @@ def _checked(model: Any, spec: GenerationSpec) -> Cache | None:
     if spec.cache.method == "none":
         return None
     cache: Cache = CACHES.get(spec.cache.method)(spec.cache.bind())
-    cache.check(spec, _branches(model, spec))
+    num_steps = len(model.sigmas(spec)) - 1
+    if model.frame_steps(spec) is not None:
+        raise WanlabError(
+            f"A cache counts the sampler's {num_steps} steps, and with ar_step = {spec.sampling.ar_step} each block of "
+            f"frames is at a step of its own in the run's {len(model.experts(spec))}",
+            remedy="Set cache to none, or ar_step to 0",
+        )
+    cache.check(spec, _branches(model, spec), num_steps)
     return cache
 
 

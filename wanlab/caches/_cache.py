@@ -55,8 +55,8 @@ class Cache(abc.ABC):
     def signal(self, streams: Streams, ctx: StepContext) -> None:  # noqa: B027 - an optional hook
         """Look at the streams that enter the stack, before `decide`; by default nothing is looked at."""
 
-    def check(self, spec: GenerationSpec, branches: Collection[str]) -> None:  # noqa: B027 - an optional hook
-        """Raise WanlabError if the options do not fit the spec's run, which has these guidance branches."""
+    def check(self, spec: GenerationSpec, branches: Collection[str], num_steps: int) -> None:  # noqa: B027 - optional
+        """Raise WanlabError if the options do not fit the spec's run: its guidance branches and the steps that run."""
 
     def attach(self, model: Any) -> Handle:
         """Work on all experts of a model until the handle is removed."""

@@ -24,7 +24,7 @@ class Fixed(Cache):
 
     class Options(Part):
         mask: Mask
-        """One entry a step, True computes; the first is True."""
+        """One entry for each step that runs, True computes; the first is True."""
         branch_masks: dict[str, Mask] = Field(default_factory=dict)
         """Masks for single guidance branches of the run, e.g. "uncond", instead of `mask`."""
 
@@ -41,8 +41,10 @@ class Fixed(Cache):
         self._check_length(ctx.num_steps)
         return self.options.branch_masks.get(ctx.branch, self.options.mask)[ctx.step]
 
-    def check(self, spec: GenerationSpec, branches: Collection[str]) -> None:
-        self._check_length(spec.sampling.num_steps)
+    def check(self, spec: GenerationSpec, branches: Collection[str], num_steps: int) -> None:
+        sampling = spec.sampling
+        left = f" of {sampling.num_steps} that denoising_strength = {sampling.denoising_strength:g} leaves"
+        self._check_length(num_steps, left if num_steps != sampling.num_steps else "")
         masks = self.options.branch_masks
         if masks and spec.guidance.batch_branches:
             raise WanlabError(
@@ -52,9 +54,10 @@ class Fixed(Cache):
         if wrong := sorted(set(masks) - set(branches)):
             raise unknown("guidance branch in the cache's branch_masks", wrong[0], branches)
 
-    def _check_length(self, num_steps: int) -> None:
+    def _check_length(self, num_steps: int, left: str = "") -> None:
+        """Raise WanlabError for another number of steps; `left` says why they are not the spec's num_steps."""
         if len(self.options.mask) != num_steps:
             raise WanlabError(
-                f"The cache's mask has {len(self.options.mask)} entries for {num_steps} steps",
-                remedy="Give one entry a step",
+                f"The cache's mask has {len(self.options.mask)} entries for {num_steps} steps{left}",
+                remedy=f"Give one entry for each step that runs: {num_steps}",
             )

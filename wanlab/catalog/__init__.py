@@ -22,7 +22,15 @@ from wanlab.catalog._library import MAX_DEPTH, find
 from wanlab.catalog._merge import merged
 from wanlab.catalog._source import DefinitionError
 from wanlab.catalog._table import Catalogue, Row, catalogue, remedy
-from wanlab.catalog._user import read_last, read_user_defaults, save_last, user_defaults, write_user_defaults
+from wanlab.catalog._user import (
+    default_spec,
+    own_settings,
+    read_last,
+    read_user_defaults,
+    save_last,
+    user_defaults,
+    write_user_defaults,
+)
 
 __all__ = [
     "INDEX_BYTES",
@@ -40,6 +48,7 @@ __all__ = [
     "catalogue",
     "check_stored_as",
     "choose",
+    "default_spec",
     "find",
     "find_component_file",
     "home",
@@ -48,6 +57,7 @@ __all__ = [
     "nearest_folder",
     "needed",
     "on_disk",
+    "own_settings",
     "presence",
     "read_last",
     "read_user_defaults",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ from typing import Any
 from wanlab.catalog._definition import Definition
 from wanlab.errors import WanlabError, shorten
 from wanlab.files import atomic_write, read_json, safe_path
-from wanlab.spec import GenerationSpec, plain
+from wanlab.spec import LEAVES, GenerationSpec, plain
 from wanlab.spec.generation import LAYOUT
 from wanlab.spec.migrations import SCHEMA, upgrade
 from wanlab.workspace import Workspace, find_workspace
 
 Settings = dict[str, Any]
+_OF_A_SPEC = {"schema", "model", "text", "sampling"}
+_OF_ONE_CLIP = ("model", "text.prompt", "sampling.seed")
 
 
 def user_defaults(definition: Definition, workspace: Workspace | None = None) -> Settings:
@@ -25,14 +28,20 @@ def user_defaults(definition: Definition, workspace: Workspace | None = None) ->
     return LAYOUT.merge(nested, own)[0]
 
 
+def default_spec(definition: Definition, workspace: Workspace | None = None) -> GenerationSpec:
+    """The full spec that a generation with a model starts from on this machine: `user_defaults` as a spec."""
+    return GenerationSpec.of({**user_defaults(definition, workspace), "model": definition.id})
+
+
 def read_user_defaults(model_id: str, workspace: Workspace | None = None) -> Settings:
     """The settings of `configs/<id>.json`, nested by part; empty if there is no file.
 
     It may say only some settings. Raises WanlabError, with the file, for one that no spec has, of this or an earlier
-    schema: the file is the user's, so it is neither ignored nor changed.
+    schema: the file is the user's, so it is neither ignored nor changed. A full spec there is no defaults: before there
+    were any, panels kept their last settings in this file, and `read_last` reads it.
     """
     path = _path(model_id, workspace, ".json")
-    if not path.is_file():
+    if not path.is_file() or _is_spec(path):
         return {}
     document = read_json(path)
     if not isinstance(document, dict):
@@ -46,7 +55,28 @@ def read_user_defaults(model_id: str, workspace: Workspace | None = None) -> Set
 def write_user_defaults(model_id: str, settings: Mapping[str, Any], workspace: Workspace | None = None) -> Path:
     """Keep settings, flat or nested, as a model's defaults on this machine. Raises WanlabError for illegal ones."""
     document = {"schema": SCHEMA, **_checked(model_id, settings)}
-    return atomic_write(_path(model_id, workspace, ".json"), json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    path, last = _path(model_id, workspace, ".json"), _path(model_id, workspace, ".last.json")
+    if path.is_file() and not last.exists() and _is_spec(path):
+        os.replace(path, last)
+    return atomic_write(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+
+
+def own_settings(definition: Definition, spec: GenerationSpec) -> Settings:
+    """What of a spec could be a user's defaults: all that differs from the definition's but prompt, seed and media.
+
+    By dotted name; a method whose option differs is named with all its options.
+    """
+    found: Settings = {}
+    for name, (_, value) in GenerationSpec.of({**definition.spec, "model": definition.id}).diff(spec).items():
+        part, _, leaf = name.partition(".")
+        if name in _OF_ONE_CLIP or part == "media":
+            continue
+        if LEAVES.get(leaf) == part:
+            found[name] = value
+        else:
+            method = spec.methods()[part]
+            found |= {part: method.method, **{f"{part}.{option}": value for option, value in method.options.items()}}
+    return found
 
 
 def save_last(spec: GenerationSpec, workspace: Workspace | None = None) -> str:
@@ -65,9 +95,21 @@ def save_last(spec: GenerationSpec, workspace: Workspace | None = None) -> str:
 
 
 def read_last(model_id: str, workspace: Workspace | None = None) -> GenerationSpec | None:
-    """The settings last used with a model, of this or an earlier schema; None if there are none."""
+    """The settings last used with a model, of this or an earlier schema; None if there are none.
+
+    Raises WanlabError for a file that cannot be read: it is the user's, so it is neither ignored nor deleted.
+    """
     path = _path(model_id, workspace, ".last.json")
-    return GenerationSpec.from_json(path) if path.is_file() else None
+    if path.is_file():
+        return GenerationSpec.from_json(path)
+    earlier = _path(model_id, workspace, ".json")
+    return GenerationSpec.from_json(earlier) if earlier.is_file() and _is_spec(earlier) else None
+
+
+def _is_spec(path: Path) -> bool:
+    """Whether a file holds a full spec, and no settings that someone chose."""
+    document = read_json(path)
+    return isinstance(document, dict) and document.keys() >= _OF_A_SPEC
 
 
 def _path(model_id: str, workspace: Workspace | None, suffix: str) -> Path:

@@ -39,7 +39,7 @@ def run(words: Sequence[str]) -> int:
     arguments = _parser().parse_intermixed_args(words)
     from wanlab.cli._settings import request
 
-    definition, spec = request(arguments.words, arguments.spec)
+    definition, spec = request(arguments.words, arguments.spec, arguments.task)
     out = None if arguments.out is None else Path(arguments.out)
     _check_place(out or _RUNS / "new", spec)
     if out is not None and not arguments.force:
@@ -61,7 +61,10 @@ def _parser() -> Parser:
         "generate", "[MODEL] [setting=value ...] [options]", "Make a clip or an image and save it.", epilog=_EPILOG
     )
     parser.add_argument("words", nargs="*", metavar="MODEL setting=value", help="what to generate, see below")
-    parser.add_argument("--spec", metavar="FILE", help="start from the spec in a JSON file, mp4, png or run folder")
+    parser.add_argument(
+        "--spec", metavar="FILE", help="start from settings by wanlab or WanGP: a JSON, clip, image, run folder"
+    )
+    parser.add_argument("--task", type=int, metavar="N", help="which one, from 1, of a queue that --spec names")
     parser.add_argument(
         "--out", metavar="PATH", help="x.mp4, x.png (one frame) or a folder with all there is; default: one in runs/"
     )

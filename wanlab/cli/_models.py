@@ -64,7 +64,6 @@ def overview() -> list[dict[str, Any]]:
 def details(what: str) -> dict[str, Any]:
     """All of one definition but its architecture: names, sources, settings, and every folder that is looked into."""
     from wanlab import catalog
-    from wanlab.spec import GenerationSpec
 
     definition = catalog.find(what)
     here = catalog.presence(definition)
@@ -82,7 +81,7 @@ def details(what: str) -> dict[str, Any]:
         "size": here.size,
         "remedy": _remedy(definition, here),
         "places": places,
-        "settings": GenerationSpec.of({**definition.spec, "model": definition.id}).flat(),
+        "settings": catalog.default_spec(definition).flat(),
         "constants": sorted(definition.constants),
         "sources": definition.sources,
     }

@@ -3,35 +3,41 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import sys
+import warnings
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from wanlab import catalog, media
+from wanlab import catalog
 from wanlab.catalog import Definition
+from wanlab.cli._console import say
+from wanlab.compat import wangp_model
+from wanlab.compat.documents import read_document
 from wanlab.errors import WanlabError, shorten
 from wanlab.files import read_json
-from wanlab.runs import RUN_JSON, read_run
+from wanlab.settings import open_settings
 from wanlab.spec import LEAVES, PARTS, GenerationSpec
 
 _EXAMPLE = 'Write for example: wanlab generate wan_tiny prompt="a red circle moves right on a black background" seed=7'
 
 
-def request(words: Sequence[str], source: str | None) -> tuple[Definition, GenerationSpec]:
-    """The model and the full spec that `MODEL setting=value ...` and a `--spec` mean together.
+def request(words: Sequence[str], source: str | None, task: int | None = None) -> tuple[Definition, GenerationSpec]:
+    """The model and the full spec that `MODEL setting=value ...`, a `--spec` and its `--task` mean together.
 
     MODEL is the first word without "=", and may be missing where a spec is given. Raises WanlabError for a word that is
     no setting, for unknown or illegal settings, and for a spec of another model than MODEL.
     """
     named = words[0] if words and "=" not in words[0] else None
     changes = read_settings(words if named is None else words[1:])
-    given = None if source is None else read_spec(Path(source))
+    given = None if source is None else read_spec(Path(source), named, changes, task)
     if named is None and given is None:
         names = [row.id for row in catalog.catalogue()]
         raise WanlabError("No model is named", choices=names, remedy=_EXAMPLE)
     definition = catalog.find(given if named is None else named)
     if given is None:
-        return definition, GenerationSpec.of({**definition.spec, "model": definition.id}, **changes)
+        defaults = catalog.user_defaults(definition)
+        return definition, GenerationSpec.of({**defaults, "model": definition.id}, **changes)
     if given.model not in (definition.id, *definition.aliases):
         remedy = "Leave the model out to use the spec's, or leave the spec out"
         raise WanlabError(f"{source} is a spec of {given.model}, not of {definition.id}", remedy=remedy)
@@ -69,14 +75,33 @@ def _is_text(name: str) -> bool:
     return leaf in LEAVES and PARTS[LEAVES[leaf]].model_fields[leaf].annotation is str
 
 
-def read_spec(path: Path) -> GenerationSpec:
-    """The spec in a JSON file, a run folder (of a run that failed, too), its run.json, or an mp4 or png of wanlab."""
-    if path.is_dir() or path.name == RUN_JSON:
-        folder = path if path.is_dir() else path.parent
-        media.remember(folder)
-        return GenerationSpec.from_json(read_run(folder).spec)
-    if path.suffix.lower() == ".json":
-        return GenerationSpec.from_json(path)
-    from wanlab.result import open_result
+def read_spec(
+    path: Path, model: str | None = None, given: Collection[str] = (), task: int | None = None
+) -> GenerationSpec:
+    """The spec in a file that `wanlab.open_settings` reads: by wanlab or by WanGP.
 
-    return open_result(path).spec
+    model: of WanGP's presets, which name none. given: settings that the command line replaces. task: of a queue. What
+    WanGP's settings say and a spec does not goes to stderr. Raises WanlabError for files that they name and that are
+    not given.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        settings = open_settings(path, model=model if model and _is_preset(path, task) else None, task=task)
+    for warning in caught:
+        say(str(warning.message), sys.stderr)
+    leaves = {name.replace("__", ".").rpartition(".")[2] for name in given}
+    if lacking := [leaf for leaf in settings.media if leaf not in leaves and leaf != "keyframe_positions"]:
+        raise WanlabError(
+            f"{path} names files that it does not hold: {', '.join(lacking)}",
+            remedy=f"Give them, or null to do without: {' '.join(f'{leaf}=PATH' for leaf in lacking)}",
+        )
+    return settings.spec
+
+
+def _is_preset(path: Path, task: int | None) -> bool:
+    """Whether a file holds settings of WanGP that name no model; what is wrong with it, `open_settings` says."""
+    try:
+        document = read_document(path, task)
+    except (OSError, WanlabError):
+        return False
+    return document.whose == "wangp" and not wangp_model(document.content).id

@@ -18,7 +18,7 @@ def proof() -> Iterator[Fact]:
     import wanlab
 
     model = wanlab.load("wan_tiny")
-    spec = model.spec(prompt=_PROMPT, seed=7, num_steps=4, num_frames=9)
+    spec = model.default_spec.with_(prompt=_PROMPT, seed=7, num_steps=4, num_frames=9)
     clip = wanlab.generate(model, spec)
     yield _made(clip, f"{model.device} in {str(model.dtype).removeprefix('torch.')}")
     again = wanlab.generate(model, spec)

@@ -30,7 +30,7 @@ def load(
     `what`: an id or alias of the catalogue, a definition (dict or JSON path), or a GenerationSpec. `device`: "cpu",
     "cuda", "cuda:1", or "auto", the GPU if there is one. `download` fetches what is not on this machine. `allow_pickle`
     reads files of torch.save too, by the reader that runs no code from them. `weights_changes`: leaves of the spec's
-    weights part, e.g. dtype="float32".
+    weights part, e.g. dtype="float32". The user's own defaults of the model (`configs/<id>.json`) lie over its own.
     Raises WanlabError for an unknown model or setting, and for weights that are not there, naming files and folder,
     and for a folder that holds another checkpoint than the one named.
     """
@@ -40,7 +40,8 @@ def load(
             f"{definition.id} cannot run yet. {definition.missing}", remedy="wanlab.catalogue() lists all"
         )
     family: type[Model] = FAMILIES.get(definition.family)
-    base = what if isinstance(what, GenerationSpec) else GenerationSpec.of({**definition.spec, "model": definition.id})
+    defaults = catalog.user_defaults(definition)
+    base = what if isinstance(what, GenerationSpec) else GenerationSpec.of({**defaults, "model": definition.id})
     legal = type(base.weights).model_fields
     if wrong := sorted(set(weights_changes) - set(legal)):
         raise WanlabError(f"load takes no {wrong[0]!r}", choices=legal, remedy="Other settings belong to model.spec()")
@@ -52,7 +53,11 @@ def load(
         download=download,
         allow_pickle=allow_pickle,
     )
-    return family(definition, checkpoint, pick_device(device), chosen)
+    model = family(definition, checkpoint, pick_device(device), chosen)
+    if isinstance(what, GenerationSpec) or weights_changes:  # the user's own choice of weights is not what was loaded
+        defaults["weights"] = dict(definition.spec.get("weights", {}))
+    model.defaults = defaults
+    return model
 
 
 def _find(what: Any) -> catalog.Definition:

@@ -162,7 +162,7 @@ def _check_strength(model: Model, spec: GenerationSpec) -> None:
             raise WanlabError(
                 "sigmas say where to start, and so does denoising_strength", remedy="Leave one of them out"
             )
-        if int(sampling.num_steps * sampling.denoising_strength) == 0:
+        if sampling.num_run == 0:
             least = 1 / sampling.num_steps
             raise WanlabError(
                 f"denoising_strength = {sampling.denoising_strength:g} leaves none of {sampling.num_steps} steps",

@@ -6,7 +6,7 @@ import abc
 import functools
 import html
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -53,6 +53,8 @@ class Model(Networks):
 
     def __init__(self, definition: Definition, checkpoint: Checkpoint, device: torch.device, chosen: Any) -> None:
         super().__init__(definition, checkpoint, device, chosen)
+        self.defaults: Mapping[str, Any] = definition.spec
+        """Settings that `spec` starts from: the definition's, with the user's own over them where `load` found some."""
         self.stacks = Stacks(self.parts, self.experts_present, self._stack)
         self._hooks: list[Callable[[StepContext], None]] = []
 
@@ -90,12 +92,15 @@ class Model(Networks):
 
     @functools.cached_property
     def default_spec(self) -> GenerationSpec:
-        """The definition's settings."""
-        return self.spec()
+        """The definition's settings, the same on every machine."""
+        return GenerationSpec.of({**self.definition.spec, "model": self.id})
 
     def spec(self, **changes: Any) -> GenerationSpec:
-        """A full spec: the model's defaults, then `changes`; an alias given as `model` becomes the id."""
-        return self.canonical(GenerationSpec.of({**self.definition.spec, "model": self.id}, **changes))
+        """A full spec: the model's defaults, the user's own over them, then `changes`.
+
+        An alias given as `model` becomes the id.
+        """
+        return self.canonical(GenerationSpec.of({**self.defaults, "model": self.id}, **changes))
 
     def canonical(self, spec: GenerationSpec) -> GenerationSpec:
         """The spec with this model's id in place of an alias, so that both have one `spec.id`.
@@ -129,7 +134,7 @@ class Model(Networks):
         if sampling.sigmas is not None:
             return torch.tensor(sampling.sigmas, dtype=torch.float64)
         levels = self._schedule(SAMPLERS.get(sampling.sampler), spec)
-        return levels[sampling.num_steps - int(sampling.num_steps * sampling.denoising_strength) :]
+        return levels[sampling.num_steps - sampling.num_run :]
 
     def _schedule(self, sampler: Any, spec: GenerationSpec) -> Tensor:
         """The family's schedule, by one of those that the sampler's class has."""
@@ -279,8 +284,14 @@ class Model(Networks):
         {"prompt": n, "negative_prompt": n, "limit": m}
         """
         spec = self.resolve(spec)
-        counts = {name: self._count_tokens(prompt) for name, prompt in _prompts(spec).items()}
+        counts = {name: self._count_tokens(prompt) for name, prompt in self._prompts(spec).items()}
         return {**counts, "limit": spec.text.max_text_tokens}
+
+    def _prompts(self, spec: GenerationSpec) -> dict[str, str]:
+        """The prompts that the guidance of a resolved spec uses, by their names."""
+        rule = GUIDANCE.get(spec.guidance.method)(spec.guidance, spec.guidance.bind())
+        is_needed = rule.needs_negative(len(self.experts(spec)))
+        return {"prompt": spec.text.prompt, **({"negative_prompt": spec.text.negative_prompt} if is_needed else {})}
 
     @torch.no_grad()
     def encode_text(self, spec: GenerationSpec) -> TextEmbeddings:
@@ -293,7 +304,7 @@ class Model(Networks):
         counts = self.count_tokens(spec)
         if cut := [f"{name} has {n} tokens" for name, n in counts.items() if n > limit]:
             warnings.warn(f"Text is cut: {' and '.join(cut)}, and {self.id} reads the first {limit}", stacklevel=3)
-        return {name: self._encode(prompt, limit) for name, prompt in _prompts(spec).items()}
+        return {name: self._encode(prompt, limit) for name, prompt in self._prompts(spec).items()}
 
     def encode_conditions(self, spec: GenerationSpec, window: int | None = None, previous: Any = None) -> Conditions:
         """What steers the network besides text; nothing for text-to-video and text-to-image.
@@ -358,13 +369,6 @@ class Model(Networks):
             for p in self.parts.values()
         )
         return f"<b>{title}</b> ({html.escape(self.id)}) on {self.device}, {_word(self.dtype)}<table>{rows}</table>"
-
-
-def _prompts(spec: GenerationSpec) -> dict[str, str]:
-    """The prompts that the spec's guidance uses, by their names."""
-    rule = GUIDANCE.get(spec.guidance.method)(spec.guidance, spec.guidance.bind())
-    negative = {"negative_prompt": spec.text.negative_prompt} if rule.needs_negative(spec.sampling.num_steps) else {}
-    return {"prompt": spec.text.prompt, **negative}
 
 
 def _word(dtype: torch.dtype) -> str:

@@ -120,7 +120,7 @@ class SamplingSpec(Part):
     denoising_strength: Annotated[Fraction, HashDefault(1.0)] = 1.0
     """How far a given `video` is taken back to noise: 1 is all the way, 0.5 runs the second half of the steps."""
     masking_strength: Annotated[Fraction, HashDefault(1.0)] = 1.0
-    """Share of the steps during which what `mask` keeps is put back; 1 is all of them."""
+    """Share of num_steps, from the first that runs, in which what `mask` keeps is put back; 1 is all."""
     riflex: Annotated[Literal["off", "on", "auto"], HashDefault("off")] = "off"
     """RIFLEx: a slower rotary frequency in time, against repetition in clips longer than the model was trained on.
     auto: for clips of more than 6 seconds."""
@@ -130,6 +130,11 @@ class SamplingSpec(Part):
     causal_block_size: Annotated[PositiveInt | None, HashDefault(None)] = None
     """Diffusion forcing: latent frames in a block. With more than 1, frames see their own and earlier blocks only.
     None is the model's own."""
+
+    @property
+    def num_run(self) -> int:
+        """Steps of the solver that run: those that denoising_strength leaves, as diffusers' WanVideoToVideoPipeline."""
+        return int(self.num_steps * self.denoising_strength)
 
     @model_validator(mode="after")
     def _check_sigmas(self) -> Self:

@@ -189,7 +189,17 @@ class SpecForm(widgets.VBox):
         except WanlabError:  # what is typed there is no number yet
             num_steps = self._base.sampling.num_steps
         num_steps = num_steps if isinstance(num_steps, int) and 0 < num_steps <= _MOST_STEPS else 1
+        num_steps = max(1, int(num_steps * self._strength()))
         return {name: [True] * num_steps for name, field in fields.items() if isinstance(field, Mask)}
+
+    def _strength(self) -> float:
+        """The share of the steps that run, by denoising_strength."""
+        field = self._fields.get("sampling.denoising_strength")
+        try:
+            found = self._base.sampling.denoising_strength if field is None else field.read()
+        except WanlabError:  # as above
+            found = 1.0
+        return float(found) if isinstance(found, int | float) else 1.0
 
     def _keeps_method(self, part: str) -> bool:
         field = self._fields.get(f"{part}.method")

@@ -25,7 +25,7 @@ from wanlab.widgets._arguments import beside_notebook, checked_model, checked_sp
 from wanlab.widgets._buttons import button
 from wanlab.widgets._history import Entry, History
 from wanlab.widgets._message import Message, reason
-from wanlab.widgets._settings import keep_settings, settings_or_why
+from wanlab.widgets._settings import first_spec, keep_defaults
 from wanlab.widgets._style import STYLE, stand_in
 from wanlab.widgets.form import SpecForm
 from wanlab.workspace import find_workspace
@@ -61,7 +61,7 @@ class GeneratePanel(widgets.VBox):
         self._model = None if isinstance(model, str) else checked_model(model)
         self._definition = catalog.find(model) if self._model is None else self._model.definition
         self._id: str = self._definition.id
-        self._default = GenerationSpec.of({**self._definition.spec, "model": self._id})
+        self._default = catalog.default_spec(self._definition, self._workspace)
         self._runs = Path(runs) if runs is not None else beside_notebook()
         self._jobs: list[Any] = []
         self._lock = threading.Lock()
@@ -73,23 +73,12 @@ class GeneratePanel(widgets.VBox):
         self._looked = 0.0
         self._latest: tuple[Any, float] | None = None
         self._displays: dict[str, Any] = {}  # by cell
-        first, self._note = self._first_spec(spec, restore, changes)
+        first, self._note = first_spec(
+            self._definition, self._workspace, spec, restore=restore, bind=self._model is not None, changes=changes
+        )
         self._build(first)
         self._message.say(self._note)
         self._check()
-
-    def _first_spec(
-        self, spec: GenerationSpec | None, restore: bool | None, changes: dict[str, Any]
-    ) -> tuple[GenerationSpec, str]:
-        """What the form starts with, and a sentence about where it comes from."""
-        if spec is not None:
-            return checked_spec(spec, self._definition).with_(**changes), ""
-        if restore is None:
-            restore = notebook.is_live() and not changes
-        if not restore:
-            return self._default.with_(**changes), ""
-        last, note = settings_or_why(self._workspace, self._id, bind=self._model is not None)
-        return (last or self._default).with_(**changes), note
 
     def _build(self, spec: GenerationSpec) -> None:
         title = html.escape(self._definition.title or self._id)
@@ -97,32 +86,33 @@ class GeneratePanel(widgets.VBox):
         self._head = widgets.HTML(f'{STYLE}<b>{title}</b><div class="wanlab-quiet">{about}</div>')
         self._head.add_class("wanlab-text")
         self._form = SpecForm(spec, None if self._model is None else self._model.offers, self._default)
-        self._generate = button(
-            "Generate", "Make a clip with these settings", functools.partial(self._told, self._press), "play", "primary"
+        self._generate = self._button("Generate", "Make a clip with these settings", self._press, "play", "primary")
+        self._cancel = self._button("Cancel", "Stop the running clip within one step", self.cancel, "stop", "warning")
+        self._dice = self._button("New seed", "Another random seed", self._new_seed, "random")
+        self._defaults = self._button(
+            "Defaults", "The model's defaults, yours over them; the prompt stays", self._reset, "undo"
         )
-        self._cancel = button(
-            "Cancel",
-            "Stop the running clip within one step",
-            functools.partial(self._told, self.cancel),
-            "stop",
-            "warning",
-        )
-        self._dice = button("New seed", "Another random seed", functools.partial(self._told, self._new_seed), "random")
-        self._defaults = button(
-            "Defaults", "The model's own settings; the prompt stays", functools.partial(self._told, self._reset), "undo"
+        self._keep = self._button(
+            "Make default",
+            "Start with these settings from now on, but for prompt, seed and media",
+            self._keep_defaults,
+            "bookmark",
         )
         self._message = Message()
         self._activity = Activity(cancel=lambda job: job.cancel())
         self._history = History(self._default, load=self._load_entry, show=self._show_entry)
         self._inside = widgets.HTML()
         buttons = widgets.Box(
-            [self._generate, self._cancel, self._dice, self._defaults], layout={"flex_flow": "row wrap"}
+            [self._generate, self._cancel, self._dice, self._defaults, self._keep], layout={"flex_flow": "row wrap"}
         )
         children = [self._head, self._form, buttons, self._message, self._activity, self._inside, self._history]
         super().__init__(children)
         self.add_class("wanlab-panel")
         self._cancel.disabled = True
         self._form.on_change(self._changed)
+
+    def _button(self, text: str, tooltip: str, act: Callable[[], Any], *look: str) -> Any:
+        return button(text, tooltip, functools.partial(self._told, act), *look)
 
     # The spec and the model
 
@@ -220,11 +210,8 @@ class GeneratePanel(widgets.VBox):
 
     def _keep_and_submit(self) -> None:
         spec, is_live = self.spec, notebook.is_live()
-        if is_live:
-            try:
-                keep_settings(self._workspace, self._id, spec)
-            except WanlabError as error:
-                self._message.say(f"These settings will not come back after a restart: {error}", is_error=True)
+        if is_live and (why := catalog.save_last(spec, self._workspace)):
+            self._message.say(f"These settings will not come back after a restart: {why}", is_error=True)
         if self._model is not None or not is_live:
             self._submit(spec)
             return
@@ -250,6 +237,11 @@ class GeneratePanel(widgets.VBox):
 
     def _reset(self) -> None:
         self._form.spec = self._default.with_(prompt=self._form.field("text.prompt").read())
+
+    def _keep_defaults(self) -> None:
+        said = keep_defaults(self._definition, self._workspace, self.spec)
+        self._default = catalog.default_spec(self._definition, self._workspace)
+        self._message.say(said)
 
     def _new_seed(self) -> None:
         self._form.field("sampling.seed").write(secrets.randbelow(2**31))
