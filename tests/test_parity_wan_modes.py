@@ -80,3 +80,38 @@ def test_image_to_video_equals_diffusers_and_every_input_matters(both: tuple[Any
         assert set(model.experts(spec)) == {"transformer", "transformer_2"}
     moved = {name: rel(reference(pipe, size, **{**base, **change}), expected) for name, change in variants.items()}
     assert min(moved.values()) >= 1e-2, moved
+
+
+def test_fun_inp_takes_a_last_frame_that_clip_does_not_see(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fun-InP is 2.1's network trained on last frames too; CLIP reads the first alone. diffusers would pass it both."""
+    import diffusers
+
+    folder, definition = tiny_i2v(tmp_path_factory.mktemp("fun"), "2.1")
+    pipe = quiet(diffusers.WanImageToVideoPipeline.from_pretrained(folder))
+    see = pipe.encode_image
+    monkeypatch.setattr(pipe, "encode_image", lambda images, device: see(images[0], device))
+    model = wanlab.load({**definition, "constants": {"last_frame": True}}, device="cpu")
+    media = {"image": picture(1), "last_image": picture(2)}
+    expected = reference(pipe, (48, 32), **media)
+    spec = model.spec(prompt=PROMPTS[0], negative_prompt=NEGATIVE, num_steps=STEPS, seed=3, **media)
+    assert rel(ours(model, spec, PROMPTS[:1]), expected) <= 1e-5
+    for name in media:
+        assert rel(reference(pipe, (48, 32), **{**media, name: picture(11)}), expected) >= 1e-2
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_ti2v_from_text_equals_diffusers(tmp_path_factory: pytest.TempPathFactory, batch: int) -> None:
+    """diffusers embeds the same timestep for every token; here it is embedded once."""
+    import diffusers
+
+    folder, definition = tiny_i2v(tmp_path_factory.mktemp("ti2v"), "5b")
+    loaded = diffusers.WanImageToVideoPipeline.from_pretrained(folder)
+    parts = {k: v for k, v in loaded.components.items() if not k.startswith("image_")}
+    pipe = quiet(diffusers.WanPipeline(**parts, expand_timesteps=True))
+    model = wanlab.load(definition, device="cpu")
+    spec = model.spec(prompt=PROMPTS[0], negative_prompt=NEGATIVE, num_steps=STEPS, seed=3)
+    expected = reference(pipe, (64, 32), prompt=PROMPTS[:batch])
+    assert rel(ours(model, spec, PROMPTS[:batch]), expected) <= 1e-5
+    assert rel(reference(pipe, (64, 32), prompt=["quiet water"] * batch), expected) >= 1e-2

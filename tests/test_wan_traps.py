@@ -11,6 +11,8 @@ from torch.nn import functional
 
 import wanlab
 from tests.tiny_video import film, frames_of, picture, tiny_i2v, tiny_vace
+from wanlab.models._wan_blocks import per_token, run_block
+from wanlab.sites import Branch, StepContext
 
 
 @pytest.fixture(scope="module")
@@ -85,3 +87,24 @@ def test_media_in_another_shape_come_to_the_video(i2v: Any) -> None:
     assert len({tuple(x.shape) for x in seen.values()}) == 1
     assert not torch.equal(seen["crop"], seen["pad"])
     assert not torch.equal(seen["crop"], seen["stretch"])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_modulation_by_frames_is_bit_equal_to_modulation_by_tokens(
+    tmp_path_factory: pytest.TempPathFactory, dtype: torch.dtype
+) -> None:
+    """diffusers repeats TI2V's modulation for every token; here it stays one for each latent frame."""
+    word = str(dtype).removeprefix("torch.")
+    definition = tiny_i2v(tmp_path_factory.mktemp("frames"), "5b")[1]
+    model = wanlab.load(definition, device="cpu", dtype=word)
+    spec = model.spec(image=picture(1, 64, 32), dtype=word)
+    text, conditions = wanlab.encode_text(model, spec)["prompt"], wanlab.encode_conditions(model, spec)
+    ctx = StepContext(0, 4, 0.9, timestep=900.0)
+    streams = model.embed(model.place(model.initial_noise(spec), ctx, conditions), ctx, Branch("c", text, conditions))
+    block, modulation = model.stacks["transformer"][0].module, streams.modulation["blocks"]
+    assert modulation.shape[1:] == (3, 6, 24)
+    video, rope = streams.tokens["video"], streams.rope
+    expected = block(video, streams.tokens["text"], per_token(modulation, video), rope)
+    assert torch.equal(run_block(block, streams).tokens["video"], expected)
+    assert not torch.equal(modulation[:, 0], modulation[:, 1])

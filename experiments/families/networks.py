@@ -25,7 +25,7 @@ without having read them."""
 _LIBRARIES = {"text_encoder": "transformers", "image_encoder": "transformers"}
 
 
-def load(row: Row, plan: Plan, folder: Path, device: str) -> Any:
+def load(row: Row, plan: Plan, folder: Path, device: str, dtype: str = "auto") -> Any:
     """The row's model on `device`; its parts are made when they are first used."""
     family = FAMILIES.get(plan.family)
     write_folder(plan, family, folder)
@@ -38,7 +38,7 @@ def load(row: Row, plan: Plan, folder: Path, device: str) -> Any:
         "spec": plan.spec,
         "constants": constants,
     }
-    model = wanlab.load(definition, device=device)
+    model = wanlab.load(definition, device=device, dtype=dtype)
     for name, part in model.parts.items():
         assert hasattr(part, "_load"), "ModelPart reads its network in another way now"
         cls, config = family.component_class(name), plan.architecture[name]

@@ -89,9 +89,12 @@ def build_scheduler() -> UniPCMultistepScheduler:
 def save_pipeline(
     folder: Path, vae: AutoencoderKLWan, text_encoder: UMT5EncoderModel, transformer: WanTransformer3DModel
 ) -> None:
-    """Write bfloat16 safetensors in shards under 15 MB, in the layout that `WanPipeline.from_pretrained` reads."""
+    """Write bfloat16 safetensors in shards under 15 MB, in the layout that `WanPipeline.from_pretrained` reads.
+
+    `expand_timesteps` is for the first frames that `train_i2v.py` teaches; without one it changes rounding alone.
+    """
     pipeline = WanPipeline(
         tokenizer=build_tokenizer(), text_encoder=text_encoder, vae=vae, scheduler=build_scheduler(),
-        transformer=transformer,
+        transformer=transformer, expand_timesteps=True,
     )  # fmt: skip
     pipeline.to(torch.bfloat16).save_pretrained(folder, max_shard_size="14MB")

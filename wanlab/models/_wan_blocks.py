@@ -39,8 +39,39 @@ def attention_sites(name: str, block: nn.Module, layout: Layout, lock: RunLock) 
 
 def run_block(block: Callable[..., Any], streams: Streams) -> Streams:
     """Call a WanTransformerBlock, or its compiled form, on the streams."""
-    video = streams.tokens["video"]
-    return streams.with_tokens(video=block(video, context(streams), streams.modulation["blocks"], streams.rope))
+    video, modulation = streams.tokens["video"], streams.modulation["blocks"]
+    if modulation.ndim == 4 and isinstance(block, nn.Module):
+        return streams.with_tokens(video=_by_frames(block, video, context(streams), modulation, streams.rope))
+    if modulation.ndim == 4:  # compiled: diffusers' forward, which takes one for each token
+        modulation = per_token(modulation, video)
+    return streams.with_tokens(video=block(video, context(streams), modulation, streams.rope))
+
+
+def per_token(per_frame: Tensor, tokens: Tensor) -> Tensor:
+    """(B, T, ...) of latent frames as (B, L, ...) of their tokens (B, L, D)."""
+    return per_frame.repeat_interleave(tokens.shape[1] // per_frame.shape[1], dim=1)
+
+
+def _by_frames(block: Any, x: Tensor, text: Tensor, modulation: Tensor, rope: tuple[Tensor, ...]) -> Tensor:
+    """A WanTransformerBlock whose modulation (B, T, 6, D) is one for each latent frame; bit-equal to its own forward.
+
+    That takes one for each token: for 704x1280x121 a gigabyte, and two more as float32 in every block.
+    """
+    parts = (block.scale_shift_table.unsqueeze(0) + modulation.float()).unsqueeze(3).unbind(2)  # each (B, T, 1, D)
+    num_frames = modulation.shape[1]
+
+    def frames(tokens: Tensor) -> Tensor:
+        return tokens.unflatten(1, (num_frames, -1))
+
+    def modulated(norm: nn.Module, shift: Tensor, scale: Tensor) -> Tensor:
+        return (frames(norm(x.float())) * (1 + scale) + shift).flatten(1, 2).type_as(x)
+
+    def gated(out: Tensor, gate: Tensor) -> Tensor:
+        return (frames(x.float()) + frames(out) * gate).flatten(1, 2).type_as(x)
+
+    x = gated(block.attn1(modulated(block.norm1, *parts[:2]), None, None, rope), parts[2])
+    x = x + block.attn2(block.norm2(x.float()).type_as(x), text, None, None)
+    return gated(block.ffn(modulated(block.norm3, *parts[3:5])).float(), parts[5])
 
 
 def context(streams: Streams) -> Tensor:

@@ -65,7 +65,8 @@ def mask(ref: MediaRef, spec: GenerationSpec, num_frames: int) -> Tensor:
 
 
 def _pixels(frames: np.ndarray) -> Tensor:
-    return rearrange(torch.tensor(frames), "t h w c -> 1 c t h w").float() / 255 * 2 - 1
+    pixels = rearrange(torch.tensor(frames), "t h w c -> 1 c t h w").contiguous()  # the layout decides the kernels
+    return pixels.float() / 255 * 2 - 1
 
 
 def size(spec: GenerationSpec) -> tuple[int, int]:

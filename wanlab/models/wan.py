@@ -22,7 +22,7 @@ from wanlab.errors import WanlabError
 from wanlab.models import _wan_inputs as inputs
 from wanlab.models._rope import riflex_length, rope_tables
 from wanlab.models._tokenizer import count_tokens, load_tokenizer
-from wanlab.models._wan_blocks import plan_block
+from wanlab.models._wan_blocks import per_token, plan_block
 from wanlab.models._wan_vae import decode_clip
 from wanlab.models.base import Check, Geometry, Model
 from wanlab.registry import FAMILIES
@@ -114,7 +114,7 @@ class Wan(Model):
         latents = latents.to(self.dtype)
         tokens = network.patch_embedding(latents)
         grid = tuple(tokens.shape[2:])
-        time, blocks = self._time(network, ctx, conditions, grid, batch)
+        time, blocks = self._time(network, ctx, conditions, batch)
         context = self._context(network, branch, batch)
         stack.layout.grid, stack.layout.image = grid, context.shape[1] - branch.text["embeds"].shape[1]
         return Streams(
@@ -136,18 +136,15 @@ class Wan(Model):
         grid = (frames, height, width)
         return rope_tables(rope.attention_head_dim, grid, riflex=conditions.riflex, device=self.device)
 
-    def _time(
-        self, network: Any, ctx: StepContext, conditions: Conditions, grid: tuple[int, ...], batch: int
-    ) -> tuple[Tensor, Tensor]:
-        """Embeddings of the timestep, (B, D) and (B, 6, D); (B, L, D) and (B, L, 6, D) where some tokens are clean."""
+    def _time(self, network: Any, ctx: StepContext, conditions: Conditions, batch: int) -> tuple[Tensor, Tensor]:
+        """Embeddings of the timestep, (B, D) and (B, 6, D); (B, T, D) and (B, T, 6, D) where frames are clean."""
         timestep = torch.as_tensor(ctx.timestep, dtype=torch.float32, device=self.device).expand(batch)
         if conditions.free is None or conditions.noise is not None:
             return self._embed_time(network, timestep)
-        # Two timesteps exist, 0 and the step's: embed both once and spread them over the tokens.
+        # Two timesteps exist, 0 and the step's: embed both once and give each frame its own.
         both = torch.stack([torch.zeros_like(timestep), timestep], 1).flatten()
         time, blocks = (x.unflatten(0, (batch, 2)) for x in self._embed_time(network, both))
-        height, width = (a // b for a, b in zip(conditions.free.shape[-2:], grid[1:], strict=True))
-        which = conditions.free[0, 0, :, ::height, ::width].flatten().to(self.device).long()
+        which = conditions.free[0, 0, :, 0, 0].to(self.device).long()
         return time[:, which], blocks[:, which]
 
     def _embed_time(self, network: Any, timestep: Tensor) -> tuple[Tensor, Tensor]:
@@ -181,7 +178,7 @@ class Wan(Model):
     def head(self, streams: Streams, ctx: StepContext) -> Tensor:
         network = cast(Any, self.stacks[ctx.expert].network)
         tokens, time = streams.tokens["video"], streams.modulation["time"]
-        time = time.unsqueeze(1) if time.ndim == 2 else time
+        time = time.unsqueeze(1) if time.ndim == 2 else per_token(time, tokens)
         shift, scale = (network.scale_shift_table[:, i : i + 1] + time for i in range(2))
         tokens = (network.norm_out(tokens.float()) * (1 + scale) + shift).type_as(tokens)
         tokens = network.proj_out(tokens).unflatten(1, streams.grid).unflatten(-1, (*network.config.patch_size, -1))

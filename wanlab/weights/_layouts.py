@@ -81,8 +81,10 @@ _IGNORED = {  # kind -> keys that hold nothing of the network; of other networks
     "": re.compile(r"scaled_fp8$|spiece_model$|.*\.(input_scale|output_scale|scale_input|comfy_quant)$"),
     "wan_original": re.compile(r"motion_encoder\..*\.kernel$"),
     "clip_original": re.compile(r"textual\.|log_scale$|visual\.head"),
-    "transformers": re.compile(r"visual_projection\.|text_projection\.|logit_scale$|.*\.position_ids$|spiece_model$"),
+    "transformers": re.compile(r".*\.position_ids$|spiece_model$"),
 }
+SPARE = re.compile(r"visual_projection\.|text_projection\.|logit_scale$")
+"""Keys of CLIP that some classes have and others do without."""
 _BUNDLE = re.compile(r"(vae|first_stage_model|cond_stage_model|text_encoders|conditioner)\.")
 
 

@@ -65,6 +65,10 @@ def find(
         return _gathered(definition, here.files, allow_pickle)
     folder, missing = nearest_folder(definition, workspace) if definition.weights.is_folder else (None, [])
     lacks = [f"{folder} lacks {', '.join(missing)}"] if folder else []
+    sources = definition.weights.components
+    lacks += [
+        f"the definition names no file for the {n}" for n in definition.architecture if sources and n not in sources
+    ]
     return [*lacks, *wrong, *(_lacks(source, workspace) for source in here.missing.values())]
 
 

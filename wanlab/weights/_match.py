@@ -14,7 +14,7 @@ from wanlab.errors import WanlabError
 from wanlab.weights._component import Component
 from wanlab.weights._describe import architecture_of, words
 from wanlab.weights._header import Header, read_header
-from wanlab.weights._layouts import Layout, Stored, component_of, recognise, shapes_of, stored_tensors
+from wanlab.weights._layouts import SPARE, Layout, Stored, component_of, recognise, shapes_of, stored_tensors
 
 _OTHER = "The file belongs to another model or is incomplete: download it again with its config.json"
 _COMPARED = {  # component -> arguments that a file tells for sure; a number of layers shows in keys that lack
@@ -123,7 +123,7 @@ def match(component: Component, files: list[Opened], module: nn.Module) -> list[
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     kind = type(module).__name__
     _check_component(files, expected, kind)
-    ignored = [re.compile(p) for p in getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ()]
+    ignored = [SPARE, *map(re.compile, getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ())]
     plans, extra = [], []
     for file in files:
         plan = Plan(file.header)
