@@ -19,6 +19,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SHORT: dict[str, dict[str, Any]] = {
     "quickstart": {"num_steps": 4, "num_frames": 9},
     "panels": {"num_steps": 4, "num_frames": 9, "change": {"num_steps": 2}},
+    "models": {"steps": 5},
 }
 
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from wanlab.models._load import load, skeleton
     from wanlab.models._offers import Offers
     from wanlab.models._parts import ModelPart
+    from wanlab.models._shrink import shrink
     from wanlab.models.base import Media, Model
 
 _HOME = {
@@ -20,8 +21,9 @@ _HOME = {
     "skeleton": "_load",
     "ModelPart": "_parts",
     "Offers": "_offers",
+    "shrink": "_shrink",
     "Media": "base",
     "Model": "base",
 }
-__all__ = ["Media", "Model", "ModelPart", "Offers", "load", "skeleton"]
+__all__ = ["Media", "Model", "ModelPart", "Offers", "load", "shrink", "skeleton"]
 __getattr__ = lazy(__name__, _HOME)
