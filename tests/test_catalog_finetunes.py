@@ -373,7 +373,7 @@ def test_a_folder_that_may_not_be_read_hides_nobody(
     assert len(rows) > 20
     assert [row.id for row in rows.values() if row.error] == ["closed"]
     assert "Permission denied" in rows["closed"].error
-    with pytest.raises(WanlabError, match="cannot be looked for: .*closed"):
+    with pytest.raises(WanlabError, match=r"cannot be looked for: .*closed"):
         weights.locate(find("closed", here), here)
 
 
