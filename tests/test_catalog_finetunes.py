@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from wanlab import catalog
+from wanlab import catalog, weights
 from wanlab.catalog import Definition, DefinitionError, find
 from wanlab.compat.definition import convert, file_source
 from wanlab.errors import WanlabError
@@ -314,6 +314,21 @@ FAULTS = {
     "wangp bare": ('{"model": {"URLs": ["a"]}}', "architecture is missing"),
     "wangp files": ('{"model": {"architecture": "t2v", "URLs": [3]}}', "model.URLs = .*Give a list of files"),
     "wangp http": ('{"model": {"architecture": "t2v",\n"URLs": ["http://a.b/c"]}}', "url = 'http://a.b/c'"),
+    "absolute pattern": ('{"base": "t2v",\n"weights": {"files": ["/x/*"]}}', "line 2: .*leads outside"),
+    "no pattern": ('{"base": "t2v",\n"weights": {"files": [""]}}', "line 2: .*leads outside"),
+    "half a **": ('{"base": "t2v",\n"weights": {"files": ["a**"]}}', r"line 2: .*pattern 'a\*\*' is none"),
+    "long folder": (f'{{"base": "t2v", "weights": {{"folder": "{"a" * 300}"}}}}', "is too long"),
+    "long path": (
+        f'{{"base": "t2v", "weights": {{"components": {{"vae": {{"variants": [{{"path": "{"a" * 300}"}}]}}}}}}}}',
+        "is too long",
+    ),
+    "another home": ('{"base": "t2v",\n"weights": {"folder": "~nobody_here/x"}}', "line 2: .*a home that is not yours"),
+    "repo outside": ('{"base": "t2v",\n"weights": {"repo": "../.."}}', "line 2: .*leads outside"),
+    "long repo": (f'{{"base": "t2v",\n"weights": {{"repo": "a/{"b" * 300}"}}}}', "line 2: weights.repo"),
+    "revision outside": ('{"base": "t2v",\n"weights": {"revision": "../../x"}}', "line 2: .*leads outside"),
+    "asset outside": ('{"base": "t2v",\n"weights": {"asset": "/etc"}}', "line 2: .*leads outside"),
+    "no such family": ('{"base": "t2v",\n"family": "wun"}', "line 2: Unknown family 'wun'.*Did you mean 'wan'"),
+    "value": ('{"base": "t2v",\n"spec": {\n"num_steps": -3}}', "num_steps = -3"),
     "a shipped name": ('{"base": "t2v",\n"aliases": ["vace_14B"]}', "'vace_14B' already belongs to 'vace_14b'"),
 }
 
@@ -333,6 +348,33 @@ def test_a_fault_has_its_place_and_hides_nobody(fault: str, write: Write, here: 
     assert str(caught.value).count(str(path)) == 1
     assert "broken" in repr(catalog.catalogue(here))
     assert find("mine", here).weights == find("t2v").weights
+
+
+@pytest.mark.parametrize("name", ["..", ".", "\U0001f600" * 70])
+def test_an_id_that_cannot_name_a_file_is_refused(name: str, write: Write, here: Workspace) -> None:
+    write("broken", {"base": "t2v", "id": name})
+    rows = [row for row in catalog.catalogue(here) if row.error]
+    assert [row.id for row in rows] == [name]
+
+
+def test_a_folder_that_may_not_be_read_hides_nobody(
+    write: Write, here: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write("closed", {"base": "t2v", "weights": {"folder": "closed"}})
+    glob = Path.glob
+
+    def refuse(self: Path, pattern: str) -> Any:
+        if self.name == "closed":
+            raise PermissionError(13, "Permission denied", str(self))
+        return glob(self, pattern)
+
+    monkeypatch.setattr(Path, "glob", refuse)
+    rows = {row.id: row for row in catalog.catalogue(here)}
+    assert len(rows) > 20
+    assert [row.id for row in rows.values() if row.error] == ["closed"]
+    assert "Permission denied" in rows["closed"].error
+    with pytest.raises(WanlabError, match=r"cannot be looked for: .*closed"):
+        weights.locate(find("closed", here), here)
 
 
 def test_a_circle_is_told_with_its_chain(write: Write, here: Workspace) -> None:

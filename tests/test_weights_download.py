@@ -425,3 +425,10 @@ def test_locating_needs_no_torch() -> None:
     code += "print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_the_switch_for_pickles_survives_a_download(server: Server, tmp_path: Path) -> None:
+    for number, allowed in enumerate((False, True)):
+        workspace = Workspace(tmp_path / str(number))
+        found = weights.locate(definition(server), workspace, download=True, allow_pickle=allowed)
+        assert found.components["transformer"].allow_pickle == allowed

@@ -145,6 +145,11 @@ FAULTS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
         r"holds 7 that \w+ does not have: new\.0, .* 2 more",
     ),
     "shape": (lambda s: s.update({"head.head.bias": torch.ones(3)}), r"head\.head\.bias has shape \(3,\)"),
+    "whole numbers": (
+        lambda s: s.update({"head.head.bias": s["head.head.bias"].int()}),
+        r"head\.head\.bias is I32 without a scale, and \w+ needs floats",
+    ),
+    "truths": (lambda s: s.update({"head.head.bias": s["head.head.bias"] > 0}), "is BOOL without a scale"),
     "NaN": (lambda s: s["head.head.bias"].fill_(float("nan")), r"proj_out\.bias holds NaN"),
 }
 

@@ -58,7 +58,8 @@ def denoise(
 
     `latents`: pure noise (B, C, T, H, W) of any batch, text of batch 1 is shared; or a saved `SamplerState` to go
     on from; None draws the noise of the spec's seed. Returns the clean latents (B, C, T, H, W), float32 on the model's
-    device. Raises WanlabError naming the step when a prediction is not finite.
+    device. Raises WanlabError for conditions and latents of another spec, and naming the step when a prediction is
+    not finite.
     """
     return denoise_recorded(model, spec, text, conditions, latents, on_step)[0]
 
@@ -76,8 +77,11 @@ def denoise_recorded(
     asked, spec = spec, spec.resolve(model)
     sampler = make_sampler(model, spec)
     state = latents
-    if not isinstance(state, SamplerState):
+    if isinstance(state, SamplerState):
+        model.check_given(spec, conditions, state.latents)
+    else:
         noise = model.initial_noise(spec) if state is None else state
+        model.check_given(spec, conditions, noise)
         state = sampler.init(model.start(spec, conditions, noise.to(model.device, torch.float32)))
     batch = state.latents.shape[0]
     text = {name: {key: _share(value, batch) for key, value in part.items()} for name, part in text.items()}

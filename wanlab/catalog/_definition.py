@@ -6,14 +6,56 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from wanlab.errors import WanlabError, shorten
 from wanlab.spec.part import Part
 
 SCHEMA = 1
 StoredAs = Literal["float", "int8", "fp8", "gguf"]
-_Repo = Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
+_MAX_NAME = 240  # bytes; file systems have 255, and endings are put to some
+_MAX_PATH = 1024  # bytes; file systems have 4096, folders that it is below included
+
+
+def check_path(path: str) -> None:
+    """Raise WanlabError for a path that no file system takes, or that starts with another user's home."""
+    parts = path.replace("\\", "/").split("/")
+    if len(path.encode(errors="replace")) > _MAX_PATH or any(
+        len(p.encode(errors="replace")) > _MAX_NAME for p in parts
+    ):
+        remedy = f"Give names of at most {_MAX_NAME} bytes and {_MAX_PATH} in all"
+        raise WanlabError(f"The path {shorten(path, 80)} is too long", remedy=remedy)
+    if not path.isprintable():
+        raise WanlabError(f"The path {shorten(path, 80)} holds control characters", remedy="Leave them out")
+    if parts[0].startswith("~") and parts[0] != "~":
+        raise WanlabError(f"The path {shorten(path, 80)} is in a home that is not yours", remedy="Give the full path")
+
+
+def check_inside(path: str) -> None:
+    """Raise WanlabError for what `check_path` refuses, and for a path with `..`: it could lead out of its folder."""
+    check_path(path)
+    if ".." in path.replace("\\", "/").split("/"):
+        remedy = "Give a name below a folder of checkpoints, or the full path"
+        raise WanlabError(f"The path {shorten(path, 80)} leads outside the workspace", remedy=remedy)
+
+
+def _check_below(path: str) -> str:
+    """A path that is always below another one: neither empty nor absolute."""
+    check_inside(path)
+    if path in ("", ".") or path.startswith(("/", "\\", "~")):
+        raise WanlabError(f"The path {shorten(path, 80)} leads outside the workspace", remedy="Give a name below it")
+    return path
+
+
+def _check_pattern(pattern: str) -> str:
+    _check_below(pattern)
+    if any("**" in part and part != "**" for part in pattern.split("/")):
+        raise WanlabError(f"The pattern {shorten(pattern, 80)} is none", remedy="** stands for folders, alone: a/**/b")
+    return pattern
+
+
+_Below = Annotated[str, AfterValidator(_check_below)]
+_Repo = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,100}/[A-Za-z0-9._-]{1,100}$"), AfterValidator(_check_below)]
 
 
 class FileSource(Part):
@@ -23,7 +65,7 @@ class FileSource(Part):
     """Name below a folder of checkpoints, and in `repo`; a user's own definition may give a full one, or `~/...`."""
     repo: _Repo | None = None
     """Repository on the hub that has it."""
-    revision: str | None = None
+    revision: _Below | None = None
     """Branch, tag or commit of `repo`; None is its default branch."""
     url: str | None = Field(default=None, pattern=r"^https://")
     """Where it is, when it is not on the hub."""
@@ -53,13 +95,6 @@ class FileSource(Part):
         return self
 
 
-def check_inside(path: str) -> None:
-    """Raise WanlabError for a path with `..` or control characters: it could lead out of the folder it is below."""
-    if ".." in path.replace("\\", "/").split("/") or not path.isprintable():
-        remedy = "Give a name below a folder of checkpoints, or the full path"
-        raise WanlabError(f"The path {shorten(path, 80)} leads outside the workspace", remedy=remedy)
-
-
 class ComponentSource(Part):
     """Files of one network."""
 
@@ -81,24 +116,23 @@ class WeightSource(Part):
     Whichever is on the disk is used, the folder first, in the order asset, folder, folders of checkpoints, hub's cache.
     """
 
-    asset: str | None = None
+    asset: _Below | None = None
     """Folder under the package's assets: weights that ship with wanlab."""
     folder: str | None = None
     """A local folder in diffusers layout."""
-    repo: str | None = None
+    repo: _Repo | None = None
     """Repository on the Hugging Face hub, `owner/name`."""
-    revision: str | None = None
+    revision: _Below | None = None
     """Branch, tag or commit of `repo`; None is its default branch."""
-    files: tuple[str, ...] = ()
+    files: tuple[Annotated[str, AfterValidator(_check_pattern)], ...] = ()
     """Glob patterns below the folder; each must match at least one file for the checkpoint to be complete, and where
     weights are in shards, all of them."""
     components: dict[str, ComponentSource] = Field(default_factory=dict)
     """Files by component: transformer, transformer_2, vae, text_encoder, image_encoder, tokenizer (tokenizer.json)."""
 
     @model_validator(mode="after")
-    def _stays_inside(self) -> Self:
-        for path in filter(None, (self.asset, *self.files)):
-            check_inside(path)
+    def _can_be(self) -> Self:
+        check_path(self.folder or "")
         return self
 
     @property
@@ -145,6 +179,11 @@ class Definition(Part):
     """Where the values above come from, by dotted name."""
     extra: dict[str, Any] = Field(default_factory=dict)
     """What another program's file says and wanlab does not read; kept as it was."""
+
+    @model_validator(mode="after")
+    def _names_files(self) -> Self:
+        _check_below(self.id)
+        return self
 
     @classmethod
     def of(cls, data: Mapping[str, Any], origin: str = "") -> Definition:

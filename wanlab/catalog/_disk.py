@@ -63,7 +63,24 @@ def presence(
     """Where a model's weights are: the first complete folder, and the chosen file of each component.
 
     Asks the disk only, never the network. roots: those of the workspace, where the caller asks for many models.
+    Raises WanlabError for a folder that may not be read.
     """
+    try:
+        return _presence(definition, workspace, stored_as, dtype, roots)
+    except OSError as error:
+        raise WanlabError(
+            f"The weights of {definition.id} cannot be looked for: {error.filename} ({error.strerror})",
+            remedy="Check that folder and its rights",
+        ) from None
+
+
+def _presence(
+    definition: Definition,
+    workspace: Workspace | None,
+    stored_as: str,
+    dtype: str | None,
+    roots: Sequence[Root] | None,
+) -> Presence:
     roots = (workspace or find_workspace()).roots if roots is None else roots
     folder = next((f for f in candidates(definition, workspace, roots) if not missing_files(definition, f)), None)
     files: dict[str, tuple[Path, ...]] = {}

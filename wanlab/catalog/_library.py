@@ -11,8 +11,10 @@ from typing import Any
 from wanlab.catalog._definition import Definition
 from wanlab.catalog._merge import Raw, merged
 from wanlab.catalog._source import Record, read_finetune, read_shipped
-from wanlab.errors import WanlabError, shorten
+from wanlab.errors import WanlabError, shorten, unknown
 from wanlab.files import resource
+from wanlab.registry import FAMILIES
+from wanlab.spec import GenerationSpec
 from wanlab.spec.problems import nearest
 from wanlab.workspace import Workspace, find_workspace
 
@@ -61,7 +63,10 @@ class Library:
         if found not in self._made:
             record = self.records[found]
             with record.placed():
-                self._made[found] = self.finish(self.raw(found), record.origin)
+                definition = self.finish(self.raw(found), record.origin)
+                if self.shipped is not None:  # what ships is tested
+                    _check_use(definition)
+                self._made[found] = definition
         return self._made[found]
 
     def _holder(self, name: str) -> str | None:
@@ -165,6 +170,13 @@ class Library:
         if not found:
             raise WanlabError(f"{owner!r} has no module to refer to", remedy="Name a model that has modules")
         return list(found)
+
+
+def _check_use(definition: Definition) -> None:
+    """Raise WanlabError for a family that is not there and for default settings that no spec may have."""
+    if not definition.missing and definition.family not in FAMILIES.names():
+        raise unknown("family", definition.family, FAMILIES.names())
+    GenerationSpec.of({**definition.spec, "model": definition.id})
 
 
 @functools.cache

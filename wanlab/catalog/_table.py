@@ -73,7 +73,8 @@ def _cells(row: Row) -> tuple[str, ...]:
 def catalogue(workspace: Workspace | None = None) -> Catalogue:
     """All definitions, those whose weights are on this machine first. Asks the disk only, never the network.
 
-    A finetune whose file is broken is a row with its `error`; the others are listed all the same.
+    A finetune whose file is broken, or whose folder may not be read, is a row with its `error`; the others are listed
+    all the same.
     """
     workspace = workspace or find_workspace()
     known, roots = library(workspace), workspace.roots
@@ -81,11 +82,10 @@ def catalogue(workspace: Workspace | None = None) -> Catalogue:
     for name in known.ids():
         try:
             definition = known.find(name)
+            if definition.visible:
+                rows.append(_row(definition, presence(definition, workspace, roots=roots)))
         except WanlabError as error:
             rows.append(_broken(name, error))
-            continue
-        if definition.visible:
-            rows.append(_row(definition, presence(definition, workspace, roots=roots)))
     return Catalogue(sorted(rows, key=lambda row: not row.on_disk))
 
 

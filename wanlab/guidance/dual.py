@@ -36,7 +36,9 @@ class Dual(CFG):
 
     @classmethod
     def unfit(cls, model: Any) -> str:
-        return super().unfit(model) or ("" if "references" in model.accepts else "takes no references")
+        return super().unfit(model) or (
+            "" if model.references_are_frames else "sees no references as frames of the video"
+        )
 
     def check(self, spec: GenerationSpec) -> None:
         if not spec.media.references:

@@ -114,6 +114,24 @@ def _check_guidance(model: Model, spec: GenerationSpec) -> None:
         legal = [n for n in GUIDANCE.names() if not GUIDANCE.get(n).unfit(model)]
         raise WanlabError(f"guidance {name!r} does not fit {model.id}, whose network {reason}", choices=legal)
     rule(spec.guidance, spec.guidance.bind()).check(spec)
+    _check_scales(model, spec)
+
+
+def _check_scales(model: Model, spec: GenerationSpec) -> None:
+    """Raise for guidance scales that were set and that the phases' replace; the first phase's own may be."""
+    guidance, usual = spec.guidance, model.default_spec.guidance
+    if not guidance.phase_scales:
+        return
+    idle = {
+        "guidance_scale": (usual.guidance_scale, guidance.phase_scales[0]),
+        "guidance_scale_2": (usual.guidance_scale_2, None),
+    }
+    for name, silent in idle.items():
+        if (value := getattr(guidance, name)) not in silent:
+            raise WanlabError(
+                f"{name} = {value:g} has no effect: phase_scales {list(guidance.phase_scales)} replace it",
+                remedy=f"Change phase_scales, or leave them and phase_boundaries empty to use {name}",
+            )
 
 
 def _check_sampler(model: Model, spec: GenerationSpec) -> None:

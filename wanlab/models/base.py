@@ -16,6 +16,7 @@ from torch import Tensor
 from wanlab.catalog import Definition
 from wanlab.errors import WanlabError
 from wanlab.models._folder import EXPERTS
+from wanlab.models._given import check_given
 from wanlab.models._media import Geometry, Media
 from wanlab.models._networks import Networks
 from wanlab.models._offers import Offers, offers
@@ -31,6 +32,8 @@ TextEmbeddings = dict[str, dict[str, Tensor]]
 """{"prompt": {"embeds": (B, L, D), ...}, "negative_prompt": {...}}; the second only where guidance needs it."""
 Check = Callable[[float], None]
 """Called between the parts of a stage with the share (0 to 1) that is done; may raise to stop."""
+FITTED = ("image", "last_image", "video", "video_2", "pose_video", "face_video", "keyframes")
+"""Media that `fit` brings to the video's size; references are padded, whatever it says."""
 START_SIGMA = 0.9
 """Noise level below which pure noise is no start: the network would see more noise than it is told of."""
 
@@ -46,7 +49,8 @@ class Model(Networks):
     """Whether cross attention takes a negative prompt of its own: normalized attention guidance, `Branch.nag`."""
     starts_from_video: ClassVar[bool] = False
     """Whether a video is what the noise is mixed with; else denoising_strength and masking_strength mean nothing."""
-
+    references_are_frames: ClassVar[bool] = False
+    """Whether the forward reads `Conditions.reference_frames`, which guidance may then leave out of a branch."""
     forces_frames: ClassVar[bool] = False
     """Whether latent frames may be at different steps (diffusion forcing); else ar_step and causal_block_size mean
     nothing."""
@@ -177,20 +181,29 @@ class Model(Networks):
 
     def check_start(self, spec: GenerationSpec) -> None:
         """Raise WanlabError for explicit sigmas that start too low for pure noise; latents of one's own may."""
-        sigmas = spec.sampling.sigmas
-        if sigmas is not None and sigmas[0] < START_SIGMA and spec.media.video is None:
+        sigmas, from_noise = spec.sampling.sigmas, spec.media.video is None or not self.starts_from_video
+        if sigmas is not None and sigmas[0] < START_SIGMA and from_noise:
             raise WanlabError(
                 f"sigmas start at {sigmas[0]:g}, and a generation starts from pure noise, which is at 1",
                 remedy=f"Start at {START_SIGMA} to 1, or pass denoise latents that are noised to {sigmas[0]:g}",
             )
+
+    def check_given(self, spec: GenerationSpec, conditions: Conditions, latents: Tensor) -> None:
+        """Raise WanlabError for conditions or latents that are not of this resolved spec."""
+        check_given(self, spec, conditions, latents)
+
+    def needs_conditions(self, spec: GenerationSpec) -> bool:
+        """Whether a run of the resolved spec reads conditions, so that `NO_CONDITIONS` would be another run."""
+        return any(getattr(spec.media, name) != field.default for name, field in type(spec.media).model_fields.items())
 
     def start(self, spec: GenerationSpec, conditions: Conditions, noise: Tensor) -> Tensor:
         """The latents of the first step, from pure noise (B, C, T, H, W) and what the conditions know.
 
         A video to start from is brought to the first noise level: (1 - sigma) * video + sigma * noise.
         """
-        if not self.starts_from_video or spec.media.video is None or conditions.known is None:
+        if not self.starts_from_video or spec.media.video is None:
             return noise
+        assert conditions.known is not None, "checked by `check_given`"
         sigma = float(self.sigmas(spec)[0])
         return (1 - sigma) * conditions.known.to(noise) + sigma * noise
 
@@ -327,6 +340,9 @@ class Model(Networks):
             )
         if spec.media.mask is not None and spec.media.video is None:
             raise WanlabError("A mask says where a video may change, and there is none", remedy="Give video too")
+        fitted = [name for name in FITTED if name in self.accepts]
+        if spec.media.fit != "crop" and not any(getattr(spec.media, name) for name in fitted):
+            raise WanlabError(f"fit = {spec.media.fit!r} fits nothing here", remedy=f"Give {' or '.join(fitted)} too")
 
     @abc.abstractmethod
     def decode_pixels(self, latents: Tensor, check: Check | None = None) -> Tensor:

@@ -30,6 +30,7 @@ class Phantom(Wan):
     family = "phantom"
     optional_encoders = ()
     starts_from_video = False
+    references_are_frames = True
 
     @functools.cached_property
     def accepts(self) -> tuple[str, ...]:

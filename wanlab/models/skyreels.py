@@ -35,7 +35,8 @@ class SkyReels(Wan):
 
     @functools.cached_property
     def accepts(self) -> tuple[str, ...]:
-        return tuple(name for name in super().accepts if name not in ("video", "mask"))
+        names = tuple(name for name in super().accepts if name not in ("video", "mask"))
+        return names if "image" in names else ()
 
     def _build_stack(self, expert: str) -> Stack:
         network, layout = self.parts[expert].module, Layout()

@@ -186,6 +186,9 @@ class SkyReelsDF(SkyReels):
             raise WanlabError("last_image is where the video ends, and no image says where it starts")
         self._num_known(spec)
 
+    def needs_conditions(self, spec: GenerationSpec) -> bool:
+        return True  # they hold the blocks and the pace
+
     @torch.no_grad()
     def encode_conditions(self, spec: GenerationSpec, window: int | None = None, previous: Any = None) -> Conditions:
         self._refuse_windows(window, previous)
@@ -217,8 +220,7 @@ def _block(spec: GenerationSpec) -> int:
 
 
 def _number(conditions: Conditions, name: str) -> int:
-    if conditions.numbers is None:
-        raise WanlabError("This model's conditions were not encoded", remedy="Use encode_conditions(model, spec)")
+    assert conditions.numbers is not None, "checked by `check_given`"
     return conditions.numbers[name]
 
 

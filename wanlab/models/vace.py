@@ -105,14 +105,17 @@ class Vace(Wan):
             raise WanlabError("video_2 is a second control video, and there is no first", remedy="Give it as video")
         if spec.media.mask_2 is not None and spec.media.video_2 is None:
             raise WanlabError("mask_2 belongs to video_2, and there is none", remedy="Give video_2 too")
+        if spec.media.control_scale_2 != (1.0,) and spec.media.video_2 is None:
+            raise WanlabError("control_scale_2 is the strength of video_2, and there is none", remedy="Give it too")
         for name in ("control_scale", "control_scale_2"):
             if (given := len(getattr(spec.media, name))) not in (1, self.num_control_layers):
                 raise WanlabError(
                     f"{name} has {given} numbers, and {self.id} has {self.num_control_layers} control layers",
                     remedy=f"Give one number for all of them, or {self.num_control_layers}",
                 )
-        for position in spec.media.keyframe_positions:
-            self._frame(position, spec)
+        frames = [self._frame(position, spec) for position in spec.media.keyframe_positions]
+        if twice := sorted({frame for frame in frames if frames.count(frame) > 1}):
+            raise WanlabError(f"Two keyframes are for frame {twice[0]}", remedy="Give one picture for each frame")
 
     def _frame(self, position: int, spec: GenerationSpec) -> int:
         """The frame that a position means; raises WanlabError for one outside the video."""
@@ -123,6 +126,9 @@ class Vace(Wan):
                 remedy=f"Give 0 to {length - 1}, or -1 for the last",
             )
         return position % length
+
+    def needs_conditions(self, spec: GenerationSpec) -> bool:
+        return True  # without media its control blocks read grey
 
     @torch.no_grad()
     def encode_conditions(self, spec: GenerationSpec, window: int | None = None, previous: Any = None) -> Conditions:

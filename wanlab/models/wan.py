@@ -201,6 +201,9 @@ class Wan(Model):
             found = self._start_video(spec, found)
         return self._stretched(spec, found)
 
+    def needs_conditions(self, spec: GenerationSpec) -> bool:
+        return super().needs_conditions(spec) or self._stretched(spec, NO_CONDITIONS) is not NO_CONDITIONS
+
     def _stretched(self, spec: GenerationSpec, conditions: Conditions) -> Conditions:
         """The conditions with RIFLEx where the spec asks for it."""
         length = riflex_length(

@@ -47,7 +47,12 @@ def locate(
     if download:
         from wanlab.weights._fetch import download as fetch
 
-        return fetch(definition, workspace, stored_as=stored_as, dtype=dtype)
+        fetched = fetch(definition, workspace, stored_as=stored_as, dtype=dtype)
+        if not allow_pickle or fetched.folder is not None:
+            return fetched
+        found = find(definition, workspace, stored_as, dtype, allow_pickle)
+        assert isinstance(found, Checkpoint), "it was just fetched"
+        return found
     raise _nowhere(definition, workspace, found)
 
 

@@ -28,6 +28,9 @@ _COMPARED = {  # component -> arguments that a file tells for sure; a number of 
 }
 _PACKED = re.compile(r"\.(qweight|absmax|weight_packed|quant_map|quant_state.*|wscales|weight_scale_2|_shift)$")
 
+_WHOLE = frozenset("BOOL U8 I8 U16 I16 U32 I32 U64 I64 C64".split())
+"""Number formats that become floats with a scale only, or never."""
+
 
 @dataclass
 class Opened:
@@ -120,7 +123,8 @@ def tied(module: nn.Module) -> dict[str, str]:
 
 def match(component: Component, files: list[Opened], module: nn.Module) -> list[Plan]:
     """What to read of each file. Raises `WanlabError` unless names and shapes agree with the module's."""
-    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    state = module.state_dict()
+    expected = {name: tuple(tensor.shape) for name, tensor in state.items()}
     kind = type(module).__name__
     _check_component(files, expected, kind)
     ignored = [SPARE, *map(re.compile, getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ())]
@@ -132,6 +136,8 @@ def match(component: Component, files: list[Opened], module: nn.Module) -> list[
             unknown = [n for n in names if n not in expected]
             if not unknown:
                 _check_shapes(file, stored, names, expected, kind)
+                if stored.entry.dtype in _WHOLE and not stored.scale and state[names[0]].is_floating_point():
+                    raise _no_floats(file, stored, kind)
                 plan.wanted.append(Stored(stored.key, stored.entry, stored.scale, names))
                 plan.shapes |= {name: expected[name] for name in names}
             elif not any(p.search(stored.key) for p in ignored):
@@ -192,6 +198,13 @@ def _check_shapes(
         if whole and (have == want or (free and [n for n in have if n != 1] == [n for n in want if n != 1])):
             continue
         raise WanlabError(f"{file.header.path}: {stored.key} has shape {have}, {kind} needs {want}", remedy=_OTHER)
+
+
+def _no_floats(file: Opened, stored: Stored, kind: str) -> WanlabError:
+    return WanlabError(
+        f"{file.header.path}: {stored.key} is {stored.entry.dtype} without a scale, and {kind} needs floats",
+        remedy="Use its 16-bit, scaled fp8, quanto int8 or GGUF file",
+    )
 
 
 def _unfit(files: list[Opened], kind: str, extra: list[str], missing: tuple[list[str], int]) -> WanlabError:
