@@ -140,6 +140,14 @@ def test_a_video_that_noise_would_cover_is_refused(changes: dict[str, Any], of: 
         wanlab.encode_conditions(model, model.spec(video=VIDEO, **changes))
 
 
+def test_channels_of_another_purpose_are_refused(tmp_path: Path) -> None:
+    """Fun-Control's network reads 16 channels more than image-to-video's."""
+    model = wanlab.load(tiny_v2v(tmp_path)[1], device="cpu")
+    model.__dict__["_network"] = {**model._network, "in_channels": 52}
+    with pytest.raises(WanlabError, match=r"reads 52 channels, and latents have 16.*makes 0 or 20"):
+        model.resolve(model.spec(video=VIDEO))
+
+
 def test_frames_of_one_block_cannot_lag(of: Callable[[str], Any]) -> None:
     model = of("skyreels_df")
     with pytest.raises(WanlabError, match="ar_step = 2 has no effect: the 3 latent frames are one block"):
