@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 import wanlab
 from tests.tiny_relatives import tiny_animate, tiny_phantom, tiny_skyreels, tiny_skyreels_plain
@@ -77,14 +78,14 @@ def test_text_alone_needs_no_conditions(of: Callable[[str], Any]) -> None:
 def test_conditions_and_latents_of_another_size_are_refused(of: Callable[[str], Any]) -> None:
     """A clip of one latent frame would be spread over all of them."""
     model = of("v2v")
-    spec = model.spec(**TWO, video=VIDEO)
+    spec = model.spec(**TWO, video=VIDEO, denoising_strength=0.5)
     text, _ = stages(model, spec)
     _, short = stages(model, spec.with_(num_frames=1))
     with pytest.raises(WanlabError, match=r"conditions are for latents of \(1, 4, 6\), and the spec makes \(3, 4, 6\)"):
         wanlab.denoise(model, spec, text, short)
     with pytest.raises(WanlabError, match="were encoded without it"):
         wanlab.denoise(model, spec, text, replace(short, known=None, riflex=3))
-    plain = spec.with_(video=None)
+    plain = spec.with_(video=None, denoising_strength=1.0)
     noise = torch.zeros(1, 16, 2, 4, 6)
     for latents in (noise, make_sampler(model, plain.resolve(model)).init(noise)):
         with pytest.raises(WanlabError, match=r"latents are \(1, 16, 2, 4, 6\), and the spec makes \(B, 16, 3, 4, 6\)"):
@@ -128,6 +129,29 @@ def test_fit_without_anything_to_fit_is_refused(name: str, of: Callable[[str], A
     model, media = of(name), {k: v for k, v in FAMILIES[name][1].items() if k == "references"}
     with pytest.raises(WanlabError, match="fit"):
         model.check_media(model.resolve(model.spec(**media, fit="pad")))
+
+
+@pytest.mark.parametrize("changes", [{}, {"num_steps": 2, "sigmas": [1.0, 0.4, 0.0]}, {"mask": 0}])
+def test_a_video_that_noise_would_cover_is_refused(changes: dict[str, Any], of: Callable[[str], Any]) -> None:
+    if "mask" in changes:
+        changes = {"mask": Image.new("L", (48, 32)), "masking_strength": 0.0}
+    model = of("v2v")
+    with pytest.raises(WanlabError, match=r"video has no effect: .*denoising_strength below 1"):
+        wanlab.encode_conditions(model, model.spec(video=VIDEO, **changes))
+
+
+def test_channels_of_another_purpose_are_refused(tmp_path: Path) -> None:
+    """Fun-Control's network reads 16 channels more than image-to-video's."""
+    model = wanlab.load(tiny_v2v(tmp_path)[1], device="cpu")
+    model.__dict__["_network"] = {**model._network, "in_channels": 52}
+    with pytest.raises(WanlabError, match=r"reads 52 channels, and latents have 16.*makes 0 or 20"):
+        model.resolve(model.spec(video=VIDEO))
+
+
+def test_frames_of_one_block_cannot_lag(of: Callable[[str], Any]) -> None:
+    model = of("skyreels_df")
+    with pytest.raises(WanlabError, match="ar_step = 2 has no effect: the 3 latent frames are one block"):
+        model.resolve(model.spec(ar_step=2, causal_block_size=3))
 
 
 @pytest.mark.parametrize(

@@ -340,6 +340,12 @@ class Model(Networks):
             )
         if spec.media.mask is not None and spec.media.video is None:
             raise WanlabError("A mask says where a video may change, and there is none", remedy="Give video too")
+        is_kept = spec.media.mask is not None and spec.sampling.masking_strength > 0
+        if self.starts_from_video and spec.media.video is not None and not is_kept and float(self.sigmas(spec)[0]) == 1:
+            raise WanlabError(
+                "The video has no effect: all of it is taken back to noise",
+                remedy="Give denoising_strength below 1, e.g. 0.8, or a mask of what may change",
+            )
         fitted = [name for name in FITTED if name in self.accepts]
         if spec.media.fit != "crop" and not any(getattr(spec.media, name) for name in fitted):
             raise WanlabError(f"fit = {spec.media.fit!r} fits nothing here", remedy=f"Give {' or '.join(fitted)} too")

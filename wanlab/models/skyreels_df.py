@@ -79,6 +79,11 @@ class SkyReelsDF(SkyReels):
     def _check_blocks(self, spec: GenerationSpec) -> None:
         """Raise WanlabError where frames do not fill whole blocks: diffusers leaves the last ones as noise."""
         block, frames = _block(spec), self._num_frames(spec)
+        if spec.sampling.ar_step and frames <= block:
+            raise WanlabError(
+                f"ar_step = {spec.sampling.ar_step} has no effect: the {frames} latent frames are one block",
+                remedy="Leave ar_step out, or give a smaller causal_block_size",
+            )
         if frames % block:
             extra = " and the last image" if spec.media.last_image is not None else ""
             raise WanlabError(

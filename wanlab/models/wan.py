@@ -77,8 +77,15 @@ class Wan(Model):
 
     @functools.cached_property
     def _reads_frames(self) -> bool:
-        """Whether first and last frames enter as channels."""
-        return bool(self._network["in_channels"] > self.geometry.channels)
+        """Whether first and last frames enter as channels. Raises WanlabError for channels of another purpose."""
+        geometry, given = self.geometry, self._network["in_channels"]
+        frames = geometry.channels + geometry.frame_stride  # latents, and a mask of each frame's pixels in time
+        if given not in (geometry.channels, geometry.channels + frames):
+            raise WanlabError(
+                f"The network of {self.id} reads {given} channels, and latents have {geometry.channels}",
+                remedy=f"A family is needed that makes the others; {self.family!r} makes 0 or {frames}, of frames",
+            )
+        return bool(given > geometry.channels)
 
     @functools.cached_property
     def accepts(self) -> tuple[str, ...]:
