@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 import wanlab
+from tests.tiny import aligned
 from tests.tiny_relatives import FACE, tiny_animate
 from tests.tiny_video import film, frames_of, picture, quiet
 from wanlab.sites import Branch, StepContext
@@ -122,7 +123,7 @@ def test_the_split_is_bit_equal_to_the_network(both: tuple[Any, Any]) -> None:
         branch = Branch(name, text[prompt], conditions)
         found = model.velocity(latents, StepContext(0, 1, 0.7, timestep=700), branch)
         with torch.no_grad():
-            expected = pipe.transformer(
+            expected = aligned(pipe).transformer(
                 torch.cat([latents, conditions.channels], 1),
                 torch.tensor([700]),
                 text[prompt]["embeds"],

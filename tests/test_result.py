@@ -136,3 +136,12 @@ def test_a_place_that_cannot_be_written_or_read_is_named() -> None:
                 with pytest.raises(WanlabError, match=r"cannot be read|Cannot read"):
                     open_result(folder / name)
         folder.chmod(0o755)
+
+
+def test_media_are_named_in_labels() -> None:
+    from wanlab.details import in_words
+    from wanlab.spec import MediaRef
+
+    named = MediaRef(sha256="ab" * 32, name="kite.png", kind="image")
+    assert in_words({"media.image": named}) == "image kite.png"
+    assert in_words({"media.mask": MediaRef(sha256="ab" * 32, kind="mask")}) == "mask abababab"

@@ -15,7 +15,7 @@ from wanlab.audio import Audio
 from wanlab.errors import WanlabError
 from wanlab.inline import ellipsis
 from wanlab.runs import RunRecord
-from wanlab.spec import GenerationSpec, plain
+from wanlab.spec import GenerationSpec, MediaRef, plain
 from wanlab.video import Frames
 
 _COLUMNS = 3  # of the settings that are the model's
@@ -147,6 +147,8 @@ def in_words(values: dict[str, Any]) -> str:
 
 
 def _word(value: Any) -> str:
+    if isinstance(value, MediaRef):
+        return value.name or value.sha256[:8]
     if isinstance(value, list | tuple) and value and all(isinstance(v, bool) for v in value):
         return ellipsis("".join("01"[v] for v in value), _WORD)
     return ellipsis(value if isinstance(value, str) and value.isidentifier() else repr(value), _WORD)

@@ -83,17 +83,13 @@ def length(spec: GenerationSpec) -> int:
     return spec.size.num_frames
 
 
-def first_frame_video(first: Tensor | None, last: Tensor | None, num_frames: int) -> tuple[Tensor, Tensor]:
-    """A grey clip with the given first and last picture, and its mask.
+def first_frame_video(first: Tensor, last: Tensor | None, num_frames: int) -> tuple[Tensor, Tensor]:
+    """A grey clip with the given first and last picture (1, 3, 1, H, W), and its mask.
 
-    Pictures (1, 3, 1, H, W); at least one. Returns (1, 3, T, H, W) and (T,), 1 where a frame is given.
+    Returns (1, 3, T, H, W) and (T,), 1 where a frame is given.
     """
-    given = first if first is not None else last
-    assert given is not None, "no picture"
-    video = given.new_zeros(1, 3, num_frames, *given.shape[-2:])
-    known = torch.zeros(num_frames)
-    if first is not None:
-        video[:, :, :1], known[0] = first, 1
+    video, known = first.new_zeros(1, 3, num_frames, *first.shape[-2:]), torch.zeros(num_frames)
+    video[:, :, :1], known[0] = first, 1
     if last is not None:
         video[:, :, -1:], known[-1] = last, 1
     return video, known

@@ -228,8 +228,9 @@ class Wan(Model):
     def _frame_channels(self, spec: GenerationSpec) -> Conditions:
         """Mask and latents of the given frames as channels, and what CLIP sees in them where the network reads it."""
         first, last = spec.media.image, spec.media.last_image
-        pictures = [inputs.picture(ref, spec) if ref is not None else None for ref in (first, last)]
-        video, known = inputs.first_frame_video(pictures[0], pictures[1], inputs.length(spec))
+        assert first is not None, "check_media let a spec without its image pass"
+        end = None if last is None else inputs.picture(last, spec)
+        video, known = inputs.first_frame_video(inputs.picture(first, spec), end, inputs.length(spec))
         latents = self._encode_pixels(video)
         mask = inputs.mask_channels(known, self.geometry.frame_stride, *latents.shape[-2:])
         tokens = None
