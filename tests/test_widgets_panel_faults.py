@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import html
 import json
 import shutil
 import threading
@@ -202,6 +203,19 @@ def test_loading_in_the_background(live: Path, monkeypatch: pytest.MonkeyPatch) 
     panel._load_in_background()
     until(lambda: panel._loader is None)
     assert "RuntimeError: damaged" in panel._message.value
+
+
+def test_weights_that_are_not_here_are_named_with_what_fetches_them(live: Path) -> None:
+    panel = GeneratePanel("vace_1_3b")
+    panel._load_in_background()
+    assert panel._loader is None
+    text = html.unescape(panel._message.value)
+    assert "wanlab models --download vace_1_3b" in text
+    assert "Wan-AI/Wan2.1-VACE-1.3B-diffusers" in text
+    panel = GeneratePanel("vace_1_3b", prompt="a kite")
+    panel._generate.click()
+    until(lambda: panel._message.is_error)
+    assert "wanlab models vace_1_3b --download" in html.unescape(panel._message.value)
 
 
 def test_where_settings_came_from_is_still_told_after_loading(live: Path) -> None:

@@ -259,7 +259,7 @@ def test_the_picker_lists_models_and_what_is_missing(lab: Lab) -> None:
     shown = lab.output(1)
     shown.get_by_text("yes, 26.2 MB").wait_for()
     shown.get_by_label("family").select_option("flux")
-    shown.get_by_text("downloads black-forest-labs/FLUX.1-dev").wait_for()
+    shown.get_by_text("fetches it from black-forest-labs/FLUX.1-dev").wait_for()
     lab.run("assert picker.value == 'flux_dev', picker.value")
     layout.check(lab, shown)
     lab.assert_no_errors()

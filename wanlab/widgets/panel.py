@@ -142,13 +142,13 @@ class GeneratePanel(widgets.VBox):
         self._check()
 
     def _load_in_background(self) -> None:
-        """Load if the weights are here; a download waits for Generate."""
+        """Load if the weights are here; nothing is fetched unasked."""
         if self._model is not None or self._loader is not None:
             return
-        if catalog.on_disk(self._definition, self._workspace) is None:
-            repo = self._definition.weights.repo
-            how = f"Generate downloads {repo} first." if repo else "Its folder is missing."
-            self._message.say(f"The weights of {self._id} are not on this machine. {how}")
+        here = catalog.presence(self._definition, self._workspace)
+        if not here.is_complete:
+            how = catalog.remedy(self._definition, here)
+            self._message.say(f"The weights of {self._id} are not on this machine: {how}.")
             return
         self._message.say(f"Loading {self._id} ...")
         self._loader = threading.Thread(target=self._try_to_load, name=f"wanlab-load-{self._id}", daemon=True)
@@ -221,7 +221,7 @@ class GeneratePanel(widgets.VBox):
         threading.Thread(target=self._load_and_submit, args=(spec,), name="wanlab-start", daemon=True).start()
 
     def _load_and_submit(self, spec: GenerationSpec) -> None:
-        """For a press before the model is there: a download takes minutes, in which the kernel stays free."""
+        """For a press before the model is there: the kernel stays free while it is loaded."""
 
         def start() -> None:
             _ = self.model

@@ -47,7 +47,7 @@ class ModelPicker(widgets.VBox):
         self._again.on_click(lambda _: self.refresh())
 
     def load(self, device: str = "auto", **weights: Any) -> Any:
-        """`wanlab.load` of the chosen model; a model that is not on this machine is downloaded."""
+        """`wanlab.load` of the chosen model; `download=True` fetches what is not on this machine."""
         from wanlab.models import load
 
         return load(self.value, device, **weights)
