@@ -52,13 +52,25 @@ class Catalogue(Sequence[Row]):
         return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in [_HEADS, *lines])
 
     def _repr_html_(self) -> str:
-        def line(tag: str, cells: Sequence[str]) -> str:
-            left = "text-align:left"  # notebooks align to the right, for numbers
-            styles = (left if name in ("title", "remedy") else f"{left};white-space:nowrap" for name in _HEADS)
-            pairs = zip(styles, cells, strict=True)
-            return "<tr>" + "".join(f'<{tag} style="{s}">{html.escape(c)}</{tag}>' for s, c in pairs) + "</tr>"
+        """What can run as a table; what cannot yet folded below it."""
+        later = [row for row in self.rows if row.missing and not row.error]
+        shown = _html([row for row in self.rows if row not in later])
+        if not later:
+            return shown
+        return f"{shown}<details><summary>{len(later)} more that cannot run yet</summary>{_html(later)}</details>"
 
-        return f"<table>{line('th', _HEADS)}{''.join(line('td', _cells(row)) for row in self.rows)}</table>"
+
+def _html(rows: Sequence[Row]) -> str:
+    def line(tag: str, cells: Sequence[str]) -> str:
+        left = "text-align:left"  # notebooks align to the right, for numbers
+        wraps = (
+            f"{left};overflow-wrap:anywhere" if n in ("title", "remedy") else f"{left};white-space:nowrap"
+            for n in _HEADS
+        )
+        pairs = zip(wraps, cells, strict=True)
+        return "<tr>" + "".join(f'<{tag} style="{s}">{html.escape(c)}</{tag}>' for s, c in pairs) + "</tr>"
+
+    return f"<table>{line('th', _HEADS)}{''.join(line('td', _cells(row)) for row in rows)}</table>"
 
 
 _HEADS = ("id", "family", "title", "on disk", "remedy")
