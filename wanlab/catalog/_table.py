@@ -52,12 +52,17 @@ class Catalogue(Sequence[Row]):
         return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in [_HEADS, *lines])
 
     def _repr_html_(self) -> str:
-        """What can run as a table; what cannot yet folded below it."""
-        later = [row for row in self.rows if row.missing and not row.error]
-        shown = _html([row for row in self.rows if row not in later])
-        if not later:
-            return shown
-        return f"{shown}<details><summary>{len(later)} more that cannot run yet</summary>{_html(later)}</details>"
+        """What is on the disk as a table; the others folded below it, what can run before what cannot yet."""
+        here = [row for row in self.rows if row.on_disk or row.error]
+        others = [row for row in self.rows if row not in here]
+        groups = {"whose weights are not here": [row for row in others if not row.missing]}
+        groups["that cannot run yet"] = [row for row in others if row.missing]
+        folded = (
+            f"<details><summary>{len(rows)} more {what}</summary>{_html(rows)}</details>"
+            for what, rows in groups.items()
+            if rows
+        )
+        return _html(here) + "".join(folded)
 
 
 def _html(rows: Sequence[Row]) -> str:
