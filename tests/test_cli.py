@@ -346,5 +346,9 @@ def test_broken_finetunes_and_models_in_single_files_are_shown(capsys: pytest.Ca
 def test_a_download_needs_a_model_and_says_where_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "--download"]) == 2
     assert "needs a MODEL" in capsys.readouterr().err
+    assert main(["models", "vace_14b", "--download", "--stored-as", "int9"]) == 2
+    assert "Choices: auto, float, fp8, gguf, int8" in capsys.readouterr().err
+    assert main(["models", "vace_14b", "--stored-as", "int8"]) == 2
+    assert "Give --download too" in capsys.readouterr().err
     assert main(["models", "wan_tiny", "--download"]) == 0
     assert str(resource("assets", "wan_tiny")) in capsys.readouterr().out

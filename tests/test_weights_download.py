@@ -385,7 +385,7 @@ def test_the_variant_is_chosen_by_kind_and_dtype(tmp_path: Path) -> None:
     assert chosen("auto", "bfloat16") == "b"
     assert chosen("float", "float16") == "a"
     assert chosen("fp8") == "d"
-    with pytest.raises(WanlabError, match=r"no file that is stored as gguf. Choices: auto, float, fp8, int8"):
+    with pytest.raises(WanlabError, match=r"no transformer that is stored as gguf. Choices: auto, float, fp8, int8"):
         chosen("gguf")
 
 

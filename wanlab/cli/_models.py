@@ -26,6 +26,8 @@ def run(words: Sequence[str]) -> int:
     parser.add_argument("--download", action="store_true", help="fetch what of MODEL is not on this machine")
     parser.add_argument("--stored-as", default="auto", metavar="KIND", help="float, fp8, int8 or gguf: what to fetch")
     arguments = parser.parse_intermixed_args(words)
+    if arguments.stored_as != "auto" and not arguments.download:
+        raise WanlabError("--stored-as says what to fetch", remedy="Give --download too, or leave it out")
     if arguments.download:
         _download(arguments.model, arguments.stored_as)
     if arguments.model is None:

@@ -60,8 +60,7 @@ def find(
     definition: Definition, workspace: Workspace, stored_as: str, dtype: str, allow_pickle: bool = False
 ) -> Checkpoint | list[str]:
     """The definition's files on this machine, or the reasons why there is no complete set, in words."""
-    if not definition.weights.is_folder:
-        check_stored_as(definition, stored_as)
+    check_stored_as(definition, stored_as)
     here = presence(definition, workspace, stored_as=stored_as, dtype=None if dtype == "auto" else dtype)
     if here.folder is not None and stored_as in ("auto", "float"):
         return checkpoint_in(definition.id, here.folder)
