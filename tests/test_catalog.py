@@ -14,7 +14,7 @@ import pytest
 import wanlab
 from wanlab import catalog
 from wanlab.catalog import Definition, FileSource, find
-from wanlab.errors import WanlabError
+from wanlab.errors import WanlabError, unknown
 from wanlab.files import resource
 from wanlab.spec import GenerationSpec
 from wanlab.workspace import Workspace
@@ -368,3 +368,13 @@ def test_the_transformer_decides_which_kinds_a_model_has() -> None:
     for call in (lambda: catalog.check_stored_as(parts(), "int9"), lambda: catalog.choose((V["bf"],), "int9")):
         with pytest.raises(WanlabError, match=r"'int9'. Choices: auto, float, fp8, gguf, int8"):
             call()
+
+
+def test_of_many_choices_only_the_nearest_are_shown() -> None:
+    """Where the remedy says how to list all; a short list stays whole."""
+    many = [f"name_{i:02}" for i in range(13)]
+    assert unknown("name", "name_1", many, remedy="`names` lists all").choices[0].startswith("name_")
+    assert len(unknown("name", "name_1", many, remedy="`names` lists all").choices) == 5
+    assert unknown("name", "zzz", many, remedy="`names` lists all").choices == ()
+    assert unknown("name", "name_1", many).choices == tuple(many)
+    assert unknown("name", "name_1", many[:12], remedy="`names` lists all").choices == tuple(many[:12])
