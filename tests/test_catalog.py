@@ -11,9 +11,10 @@ from types import SimpleNamespace
 
 import pytest
 
+import wanlab
 from wanlab import catalog
 from wanlab.catalog import Definition, FileSource, find
-from wanlab.errors import WanlabError
+from wanlab.errors import WanlabError, unknown
 from wanlab.files import resource
 from wanlab.spec import GenerationSpec
 from wanlab.workspace import Workspace
@@ -351,7 +352,29 @@ def test_one_variant_is_chosen(offered: str, stored_as: str, dtype: str | None, 
 def test_a_kind_that_no_component_has_is_refused() -> None:
     for stored_as in ("auto", "float", "int8"):
         catalog.check_stored_as(parts(), stored_as)
-    with pytest.raises(WanlabError, match="no file that is stored as gguf") as caught:
+    with pytest.raises(WanlabError, match="no transformer that is stored as gguf") as caught:
         catalog.check_stored_as(parts(), "gguf")
     assert caught.value.choices == ("auto", "float", "int8")
-    catalog.check_stored_as(find("wan_tiny"), "gguf")  # a folder's kind shows when it is read
+
+
+def test_the_transformer_decides_which_kinds_a_model_has() -> None:
+    """Not its text encoder, which comes in int8 for all; what is only a folder has floats only."""
+    for name, what in {"wan_tiny": "file", "wan_t2v_1_3b": "transformer"}.items():
+        catalog.check_stored_as(find(name), "float")
+        with pytest.raises(WanlabError, match=f"{name} has no {what} that is stored as int8") as caught:
+            wanlab.load(name, device="cpu", stored_as="int8")
+        assert caught.value.choices == ("auto", "float")
+    catalog.check_stored_as(find("vace_14b"), "int8")
+    for call in (lambda: catalog.check_stored_as(parts(), "int9"), lambda: catalog.choose((V["bf"],), "int9")):
+        with pytest.raises(WanlabError, match=r"'int9'. Choices: auto, float, fp8, gguf, int8"):
+            call()
+
+
+def test_of_many_choices_only_the_nearest_are_shown() -> None:
+    """Where the remedy says how to list all; a short list stays whole."""
+    many = [f"name_{i:02}" for i in range(13)]
+    assert unknown("name", "name_1", many, remedy="`names` lists all").choices[0].startswith("name_")
+    assert len(unknown("name", "name_1", many, remedy="`names` lists all").choices) == 5
+    assert unknown("name", "zzz", many, remedy="`names` lists all").choices == ()
+    assert unknown("name", "name_1", many).choices == tuple(many)
+    assert unknown("name", "name_1", many[:12], remedy="`names` lists all").choices == tuple(many[:12])

@@ -494,3 +494,31 @@ def test_what_of_a_spec_may_become_defaults() -> None:
     spec = plain.with_(num_steps=8, guidance={"method": "cfg_interval", "start": 0.2})
     own = {"sampling.num_steps": 8, "guidance": "cfg_interval", "guidance.start": 0.2, "guidance.stop": 1.0}
     assert catalog.own_settings(definition, spec) == own
+
+
+def test_a_users_definition_is_told_from_what_ships(write: Write, here: Workspace) -> None:
+    """With its file, and never without a title."""
+    mine = write("mine", {"family": "wan", "base": "wan_t2v_14b"})
+    over = write("wan_t2v_1_3b", {"spec": {"sampling": {"num_steps": 9}}})
+    write("bad", {"family": "wan", "base": "nobody"})
+    rows = {row.id: row for row in catalog.catalogue(here)}
+    assert (rows["mine"].title, rows["mine"].defined_in) == (find("wan_t2v_14b").title, str(mine))
+    assert rows["wan_t2v_1_3b"].defined_in == str(over)
+    assert rows["wan_tiny"].defined_in == ""
+    assert all(row.title for row in rows.values())
+    assert catalog.defined_in("t2v_1.3B", here) == over
+    assert catalog.defined_in("wan_tiny", here) is None
+    assert f"{rows['mine'].title} (yours)" in repr(catalog.catalogue(here))
+    assert find({"id": "bare", "family": "wan"}, here).title == "bare"
+
+
+def test_an_unknown_model_is_answered_with_the_nearest_sound_names(write: Write, here: Workspace) -> None:
+    write("vace_14", {"family": "wan", "base": "nobody"})
+    write("vace_145", {"family": "wan", "base": "vace_14"})
+    (here.finetunes / "vace_146.json").write_text("{")
+    write("vace_147", {"family": "wan", "base": "wan_t2v_14b"})
+    with pytest.raises(WanlabError, match=r"Did you mean 'vace_14\w'.*`wanlab models` lists all") as caught:
+        find("vace_148", here)
+    assert 2 <= len(caught.value.choices) <= 5
+    assert {"vace_14b", "vace_147"} <= set(caught.value.choices)
+    assert not {"vace_14", "vace_145", "vace_146"} & set(caught.value.choices)

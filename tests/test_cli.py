@@ -18,6 +18,7 @@ import pytest
 import wanlab
 from wanlab import catalog
 from wanlab.cli import main
+from wanlab.cli._models import details
 from wanlab.cli._progress import ProgressLine, bar
 from wanlab.cli._settings import read_settings, request
 from wanlab.errors import WanlabError
@@ -346,5 +347,51 @@ def test_broken_finetunes_and_models_in_single_files_are_shown(capsys: pytest.Ca
 def test_a_download_needs_a_model_and_says_where_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "--download"]) == 2
     assert "needs a MODEL" in capsys.readouterr().err
+    assert main(["models", "vace_14b", "--download", "--stored-as", "int9"]) == 2
+    assert "Choices: auto, float, fp8, gguf, int8" in capsys.readouterr().err
+    assert main(["models", "vace_14b", "--stored-as", "int8"]) == 2
+    assert "Give --download too" in capsys.readouterr().err
     assert main(["models", "wan_tiny", "--download"]) == 0
     assert str(resource("assets", "wan_tiny")) in capsys.readouterr().out
+
+
+def test_the_page_of_a_model_says_what_it_takes_and_the_two_ways_to_its_files(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path("wanlab.toml").write_text('[checkpoints]\nwangp = "gp"\ncomfyui = "comfy"\nhub = "hub"\n')
+    Path("hub").mkdir()
+    assert main(["models", "vace_14b"]) == 0
+    text = capsys.readouterr().out
+    folder, files = text.split("\nAs a folder\n")[1].split("\nOr as single files\n")
+    assert f"{Path.cwd() / 'checkpoints/vace_14b'}" in folder
+    assert "lacks" not in folder
+    files, searched = (" ".join(part.split()) for part in files.split("\nLooked for in\n"))
+    assert f"{Path.cwd() / 'checkpoints/Wan2.1_VAE.safetensors'} from DeepBeepMeep/Wan2.1" in files
+    for root in ("checkpoints (checkpoints)", "gp/ckpts (WanGP)", "comfy/models (ComfyUI)"):
+        assert f"{Path.cwd() / root}: not there" in searched
+    assert f"{Path.cwd() / 'hub'} (hub's cache): searched" in searched
+    assert "control video (video)" in text
+    assert main(["models", "vace_14b_cocktail"]) == 0
+    assert "--download" not in capsys.readouterr().out
+    assert main(["models", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {bool(row["remedy"]) for row in rows if row["missing"]} == {False}
+    assert any(row["missing"] for row in rows)
+    for name in (row["id"] for row in rows):
+        takes = details(name)["takes"]
+        assert takes[0] == "text (prompt)"
+        assert all("(" in words for words in takes), "every mode has words"
+
+
+def test_the_page_of_a_users_model_names_its_file(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("wanlab.toml").touch()
+    Path("finetunes").mkdir()
+    file = Path.cwd() / "finetunes" / "my.json"
+    file.write_text(json.dumps({"family": "wan", "base": "wan_t2v_14b"}))
+    assert main(["models", "my", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["defined_in"] == str(file)
+    assert main(["models", "my"]) == 0
+    assert f"defined in {file}" in " ".join(capsys.readouterr().out.split())
+    assert main(["models"]) == 0
+    assert "Wan 2.1 text to video, 14B (yours)" in capsys.readouterr().out
+    assert details("wan_tiny")["defined_in"] == ""

@@ -299,7 +299,7 @@ def test_nothing_anywhere_is_one_error_that_says_what_to_do(tmp_path: Path) -> N
         "transformer/config.json",
         "https://huggingface.co/Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
         str(tmp_path / "checkpoints" / "wan_t2v_1_3b"),
-        "`wanlab models wan_t2v_1_3b --download`",
+        "`wanlab models --download wan_t2v_1_3b`",
     ):
         assert part in message
     with pytest.raises(WanlabError, match=r"HF_HUB_OFFLINE is set.*/wan2\.1_text2video_1\.3B_mbf16\.safetensors to "):

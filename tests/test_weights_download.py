@@ -119,11 +119,12 @@ def left(folder: Path) -> set[str]:
 def test_a_file_arrives_whole_with_progress(server: Server, tmp_path: Path) -> None:
     workspace, seen = Workspace(tmp_path), []
     what = definition(server, size=len(DATA), sha256=SHA)
-    with pytest.raises(WanlabError, match="is nowhere; put it at") as caught:
+    with pytest.raises(WanlabError, match="not on this machine") as caught:
         weights.locate(what, workspace)
     target = tmp_path / "checkpoints" / NAME
-    for part in (str(target), URL, "`wanlab models mine --download`"):
-        assert part in str(caught.value)
+    command, *by_hand = caught.value.remedy.splitlines()
+    assert command == "`wanlab models --download mine` fetches them."
+    assert by_hand[:2] == ["Or bring these files", f"  {target} from {URL}"]
     found = weights.download(what, workspace, progress=seen.append)
     assert found.components["transformer"].files == (target,)
     assert target.read_bytes() == DATA
@@ -353,7 +354,7 @@ def test_files_are_found_where_tools_keep_them(path: str, place: str, tmp_path: 
 
 def test_a_common_name_is_not_taken_from_another_folder(tmp_path: Path) -> None:
     put(tmp_path / "checkpoints" / "vae" / "model.safetensors")
-    with pytest.raises(WanlabError, match="is nowhere"):
+    with pytest.raises(WanlabError, match="not on this machine"):
         weights.locate(many(vae={"variants": [{"path": "wan/model.safetensors"}]}), Workspace(tmp_path))
 
 
@@ -385,7 +386,7 @@ def test_the_variant_is_chosen_by_kind_and_dtype(tmp_path: Path) -> None:
     assert chosen("auto", "bfloat16") == "b"
     assert chosen("float", "float16") == "a"
     assert chosen("fp8") == "d"
-    with pytest.raises(WanlabError, match=r"no file that is stored as gguf. Choices: auto, float, fp8, int8"):
+    with pytest.raises(WanlabError, match=r"no transformer that is stored as gguf. Choices: auto, float, fp8, int8"):
         chosen("gguf")
 
 

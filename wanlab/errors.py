@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from typing import Any
 
 _SHOWN = 200  # characters of an offending value that are worth repeating in a message
+_MANY = 12  # choices; of more only the nearest are shown, where the remedy says how to list all
+_NEAREST = 5
 
 
 class WanlabError(ValueError):
@@ -34,12 +36,15 @@ def shorten(value: Any, limit: int = _SHOWN) -> str:
 
 
 def unknown(kind: str, value: Any, choices: Iterable[str], remedy: str = "") -> WanlabError:
-    """Make the error for a name that does not exist, with the nearest names first.
+    """Make the error for a name that does not exist, with the nearest name.
+
+    Of more than 12 choices only the nearest ones are kept, if there is a `remedy`: it says how to list all.
 
     >>> str(unknown("sampler", "eular", ["euler", "unipc"]))
     "Unknown sampler 'eular'. Choices: euler, unipc. Did you mean 'euler'?"
     """
     names = sorted(str(c) for c in choices)
-    near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(str(value), names, n=_NEAREST, cutoff=0.6)
     hint = f"Did you mean {near[0]!r}?" if near else ""
-    return WanlabError(f"Unknown {kind} {shorten(value)}", choices=names, remedy=" ".join(filter(None, [hint, remedy])))
+    shown = near if len(names) > _MANY and remedy else names
+    return WanlabError(f"Unknown {kind} {shorten(value)}", choices=shown, remedy=" ".join(filter(None, [hint, remedy])))

@@ -18,7 +18,7 @@ from wanlab.catalog._disk import (
     presence,
     shards,
 )
-from wanlab.catalog._library import MAX_DEPTH, find
+from wanlab.catalog._library import MAX_DEPTH, defined_in, find
 from wanlab.catalog._merge import merged
 from wanlab.catalog._source import DefinitionError
 from wanlab.catalog._table import Catalogue, Row, catalogue, remedy
@@ -49,6 +49,7 @@ __all__ = [
     "check_stored_as",
     "choose",
     "default_spec",
+    "defined_in",
     "find",
     "find_component_file",
     "home",

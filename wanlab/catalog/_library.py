@@ -15,7 +15,6 @@ from wanlab.errors import WanlabError, shorten, unknown
 from wanlab.files import resource
 from wanlab.registry import FAMILIES
 from wanlab.spec import GenerationSpec
-from wanlab.spec.problems import nearest
 from wanlab.workspace import Workspace, find_workspace
 
 MAX_DEPTH = 10
@@ -35,6 +34,7 @@ class Library:
     """The library of the definitions below the user's; None in that library itself."""
     _raws: dict[str, Raw] = field(default_factory=dict)
     _made: dict[str, Definition] = field(default_factory=dict)
+    _is_judging: bool = False
 
     def add(self, record: Record) -> None:
         """Take a definition in. Raises WanlabError for a name that another one has."""
@@ -78,11 +78,33 @@ class Library:
             return found
         if self.shipped is not None and found in self.shipped.records:
             return None
-        known = {*self.names, *self.errors, *(self.shipped.names if self.shipped else ())}
-        hint = " ".join(filter(None, [nearest(name, known), "wanlab.catalogue() lists them"]))
-        raise WanlabError(
-            f"Unknown model {shorten(name)}", choices=[i for i in self.ids() if i not in self.errors], remedy=hint
-        )
+        raise unknown("model", name, self._sound_names(), remedy="wanlab.catalogue() or `wanlab models` lists all")
+
+    def _sound_names(self) -> set[str]:
+        """Every name, but not those of the user's definitions that are broken."""
+        if self.shipped is None:
+            return set(self.names)
+        broken = set(self.errors)
+        if not self._is_judging:  # else a definition whose base is unknown would be judged while it is judged
+            self._is_judging = True
+            try:
+                broken |= {found for found in self.records if self._is_broken(found)}
+            finally:
+                self._is_judging = False
+        mine = {name for name, found in self.names.items() if found not in broken}
+        return mine | {name for name, found in self.shipped.names.items() if found not in broken}
+
+    def file_of(self, name: str) -> Path | None:
+        """The user's file that defines or changes a model; None for one that is as it ships, or unknown."""
+        record = self.records.get(self.id_of(name) or name) if self.shipped is not None else None
+        return None if record is None else record.path
+
+    def _is_broken(self, name: str) -> bool:
+        try:
+            self.find(name)
+        except WanlabError:
+            return True
+        return False
 
     def ids(self) -> list[str]:
         """Ids of all definitions, broken ones included."""
@@ -90,7 +112,7 @@ class Library:
 
     def finish(self, raw: Raw, origin: str = "") -> Definition:
         """The checked definition of data whose references are resolved; it stands alone, so its base is None."""
-        raw = {**raw, "base": None}
+        raw = _titled({**raw, "base": None}, raw)
         if isinstance(table := raw.get("architecture"), Mapping):
             raw["architecture"] = {name: table.get(v) if isinstance(v, str) else v for name, v in table.items()}
         if raw.get("loras") and not raw.get("missing"):
@@ -135,7 +157,8 @@ class Library:
             return data
         if not isinstance(base, str):
             raise WanlabError(f"base = {shorten(base)} names no model", remedy="Give the id of one")
-        return merged(self.raw(base, chain), data)
+        below = self.raw(base, chain)
+        return _titled(merged(below, data), below)
 
     def _component(self, name: str, part: Any, chain: tuple[str, ...]) -> Any:
         """A component's files; it, its variants, its modules or one of them may be the id of a model that has them."""
@@ -170,6 +193,13 @@ class Library:
         if not found:
             raise WanlabError(f"{owner!r} has no module to refer to", remedy="Name a model that has modules")
         return list(found)
+
+
+def _titled(raw: Raw, other: Raw) -> Raw:
+    """`raw` with the title, else the id, of the other where it has no title."""
+    titles = (other.get("title"), other.get("id"))
+    title = next((t for t in titles if isinstance(t, str) and t), "")
+    return raw if raw.get("title", "") != "" else {**raw, "title": title}
 
 
 def _check_use(definition: Definition) -> None:
@@ -224,3 +254,10 @@ def find(what: str | Path | Mapping[str, Any] | Definition | Any, workspace: Wor
     if not isinstance(name, str):
         raise WanlabError(f"{shorten(what, 80)} names no model", remedy="Give an id, a definition or a spec")
     return known.find(name)
+
+
+def defined_in(what: str | Path, workspace: Workspace | None = None) -> Path | None:
+    """The user's file that defines or changes the model; None for one that is as it ships, or unknown."""
+    if isinstance(what, Path) or what.endswith(".json"):
+        return Path(what)
+    return library(workspace).file_of(what)

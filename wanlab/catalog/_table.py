@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from wanlab.catalog._definition import Definition
@@ -24,7 +25,9 @@ class Row(Part):
     size: int | None
     """Bytes of its files on disk; None if they are not there."""
     remedy: str
-    """What to do to have the weights; empty if they are there."""
+    """What to do to have the weights; empty if they are there, and for a model that cannot run yet."""
+    defined_in: str = ""
+    """The user's file that defines or changes it; empty for a model as it ships."""
     missing: str = ""
     """What wanlab lacks to run it; empty for a model that runs."""
     error: str = ""
@@ -84,7 +87,8 @@ _HEADS = ("id", "family", "title", "on disk", "remedy")
 def _cells(row: Row) -> tuple[str, ...]:
     size = f"{row.size / 1e6:,.1f} MB" if row.size is not None else "no"
     remedy = row.error or (f"cannot run yet: {row.missing}" if row.missing else row.remedy)
-    return (row.id, row.family, row.title, "broken" if row.error else size, remedy)
+    title = f"{row.title} (yours)" if row.defined_in else row.title
+    return (row.id, row.family, title, "broken" if row.error else size, remedy)
 
 
 def catalogue(workspace: Workspace | None = None) -> Catalogue:
@@ -100,16 +104,16 @@ def catalogue(workspace: Workspace | None = None) -> Catalogue:
         try:
             definition = known.find(name)
             if definition.visible:
-                rows.append(_row(definition, presence(definition, workspace, roots=roots)))
+                rows.append(_row(definition, presence(definition, workspace, roots=roots), known.file_of(name)))
         except WanlabError as error:
             rows.append(_broken(name, error))
     return Catalogue(sorted(rows, key=lambda row: not row.on_disk))
 
 
 def remedy(definition: Definition, found: Presence) -> str:
-    """What to do to have a model's weights; empty if they are here."""
+    """What to do to have a model's weights; empty if they are here, and where they would be of no use yet."""
     source = definition.weights
-    if found.is_complete:
+    if found.is_complete or definition.missing:
         return ""
     if source.asset:
         return "Install wanlab again: its files ship with it"
@@ -119,7 +123,7 @@ def remedy(definition: Definition, found: Presence) -> str:
     return f"`wanlab models --download {definition.id}` fetches it from {' and '.join(repos)}"
 
 
-def _row(definition: Definition, found: Presence) -> Row:
+def _row(definition: Definition, found: Presence, file: Path | None) -> Row:
     return Row(
         id=definition.id,
         family=definition.family,
@@ -128,10 +132,11 @@ def _row(definition: Definition, found: Presence) -> Row:
         size=found.size,
         remedy=remedy(definition, found),
         missing=definition.missing,
+        defined_in=str(file or ""),
     )
 
 
 def _broken(name: str, error: WanlabError) -> Row:
     return Row(
-        id=name, family="", title="", on_disk=False, size=None, remedy="Correct or remove the file", error=str(error)
+        id=name, family="", title=name, on_disk=False, size=None, remedy="Correct or remove the file", error=str(error)
     )

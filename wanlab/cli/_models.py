@@ -13,9 +13,24 @@ from wanlab.cli._progress import ProgressLine
 from wanlab.errors import WanlabError
 
 if TYPE_CHECKING:
-    from wanlab.catalog import Definition, Presence
+    from wanlab.catalog import Definition, FileSource
 
 _WIDTH = 100  # columns
+_TAKES = {
+    "text": "text (prompt)",
+    "first_frame": "first frame (image)",
+    "last_frame": "last frame (last_image)",
+    "video": "video to go on from (video)",
+    "control": "control video (video)",
+    "mask": "mask of it (mask)",
+    "references": "reference pictures (references)",
+    "keyframes": "pictures at given frames (keyframes)",
+    "audio": "sound (audio)",
+    "animate": "picture that moves as a video does (image, pose_video, face_video)",
+    "replace": "picture that replaces somebody in a video (the same, video, mask)",
+}
+"""Words of a definition's modes, with the settings that give them."""
+_ROOTS = {"folder": "checkpoints", "wangp": "WanGP", "comfyui": "ComfyUI", "hub": "hub's cache"}
 
 
 def run(words: Sequence[str]) -> int:
@@ -26,6 +41,8 @@ def run(words: Sequence[str]) -> int:
     parser.add_argument("--download", action="store_true", help="fetch what of MODEL is not on this machine")
     parser.add_argument("--stored-as", default="auto", metavar="KIND", help="float, fp8, int8 or gguf: what to fetch")
     arguments = parser.parse_intermixed_args(words)
+    if arguments.stored_as != "auto" and not arguments.download:
+        raise WanlabError("--stored-as says what to fetch", remedy="Give --download too, or leave it out")
     if arguments.download:
         _download(arguments.model, arguments.stored_as)
     if arguments.model is None:
@@ -64,8 +81,9 @@ def overview() -> list[dict[str, Any]]:
 def details(what: str) -> dict[str, Any]:
     """All of one definition but its architecture: names, sources, settings, and every folder that is looked into."""
     from wanlab import catalog
+    from wanlab.workspace import find_workspace
 
-    definition = catalog.find(what)
+    definition, workspace = catalog.find(what), find_workspace()
     here = catalog.presence(definition)
     places = [
         {"folder": str(place), "exists": place.is_dir(), "missing": catalog.missing_files(definition, place)}
@@ -73,30 +91,39 @@ def details(what: str) -> dict[str, Any]:
     ]
     return {
         **definition.model_dump(include={"id", "family", "title", "description", "aliases", "missing"}, mode="json"),
+        "takes": _takes(definition),
+        "defined_in": str(catalog.defined_in(what) or ""),
         "weights": definition.weights.model_dump(mode="json", exclude_defaults=True),
         "folder": None if here.folder is None else str(here.folder),
         "components": {name: [str(file) for file in files] for name, files in here.files.items()},
         "lacks": {name: source.path for name, source in here.missing.items()},
+        "lacking": {name: _way(source, workspace.checkpoints[0]) for name, source in here.missing.items()},
         "on_disk": here.is_complete,
         "size": here.size,
-        "remedy": _remedy(definition, here),
+        "remedy": catalog.remedy(definition, here),
+        "target": str(definition.weights.folder or workspace.checkpoints[0] / definition.id),
         "places": places,
+        "roots": [{"folder": str(r.path), "kind": r.kind, "exists": r.path.is_dir()} for r in workspace.roots],
         "settings": catalog.default_spec(definition).flat(),
         "constants": sorted(definition.constants),
         "sources": definition.sources,
     }
 
 
-def _remedy(definition: Definition, here: Presence) -> str:
-    """How to have the weights: the command, or where to put the files."""
-    from wanlab import catalog
-    from wanlab.workspace import find_workspace
+def _takes(definition: Definition) -> list[str]:
+    """The media that a model takes, in words; a prompt always."""
+    modes = definition.constants.get("modes", ())
+    known = [str(mode) for mode in modes] if isinstance(modes, list | tuple) else []
+    return [_TAKES.get(mode, mode) for mode in dict.fromkeys(["text", *known])]
 
-    if here.is_complete:
-        return ""
-    target = Path(definition.weights.folder or find_workspace().checkpoints[0] / definition.id)
-    place = f"put its files into {target}" if definition.weights.is_folder else f"put its files into {target.parent}"
-    return f"{catalog.remedy(definition, here)}; or {place}"
+
+def _way(source: FileSource, folder: Path) -> str:
+    """Where a file belongs, and where it comes from."""
+    from wanlab import catalog
+
+    place = source.path if source.is_local else str(catalog.home(source, folder))
+    origin = source.url or source.repo
+    return f"{place} from {origin}" if origin else place
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
@@ -106,7 +133,8 @@ def _table(rows: list[dict[str, Any]]) -> str:
     lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in (heads, *cells)]
     for row in (row for row in rows if row["folder"] and not row["on_disk"]):
         where = f"{len(row['lacks'])} files in {row['folder']}"
-        lines += ["", *_wrapped(f"{row['id']} lacks {where}. {row['remedy']}.", "")]
+        then = f" {row['remedy']}." if row["remedy"] else ""
+        lines += ["", *_wrapped(f"{row['id']} lacks {where}.{then}", "")]
     for row in (row for row in rows if row["error"]):
         lines += ["", *_wrapped(f"{row['id']} is broken. {row['error']}", "")]
     hint = "`wanlab models MODEL` says what a model lacks; `wanlab models --download MODEL` fetches it."
@@ -114,7 +142,8 @@ def _table(rows: list[dict[str, Any]]) -> str:
 
 
 def _title(row: dict[str, Any]) -> str:
-    return f"{row['title']} (cannot run yet)" if row["missing"] else row["title"]
+    marks = [" (yours)" if row["defined_in"] else "", " (cannot run yet)" if row["missing"] else ""]
+    return row["title"] + "".join(marks)
 
 
 def _size(row: dict[str, Any]) -> str:
@@ -126,31 +155,45 @@ def _size(row: dict[str, Any]) -> str:
 
 
 def _page(found: dict[str, Any]) -> str:
-    source = found["weights"]
-    repo = f"https://huggingface.co/{source['repo']}" if source.get("repo") else ""
-    files = {name: ", ".join(paths) for name, paths in found["components"].items()}
     weights = found["folder"] or ("a file for each network" if found["on_disk"] else "not on this machine")
     lines = [f"{found['id']}: {found['title']}", *_wrapped(found["description"])]
     lines += _facts(
         {
             "family": found["family"],
+            "takes": ", ".join(found["takes"]),
             "other names": ", ".join(found["aliases"]),
+            "defined in": found["defined_in"],
             "cannot run yet": found["missing"],
             "weights": f"{weights} ({_size(found)})" if found["on_disk"] else weights,
             "remedy": found["remedy"],
-            "source": repo,
-            "files": ", ".join(source.get("files", [])),
-            **files,
-            **{f"lacks {name}": path for name, path in found["lacks"].items() if not found["on_disk"]},
         }
     )
-    lines += ["", "Looked for in"] if found["places"] else []
+    lines += _needed(found)
+    lines += ["", "Looked for in"]
     lines += [line for place in found["places"] for line in _wrapped(f"{place['folder']}: {_state(place)}")]
+    for root in found["roots"]:
+        state = "searched" if root["exists"] else "not there"
+        lines += _wrapped(f"{root['folder']} ({_ROOTS[root['kind']]}): {state}")
     lines += ["", "Settings and their defaults"]
     lines += _facts({name: _cut(json.dumps(value, ensure_ascii=False)) for name, value in found["settings"].items()})
     if found["sources"]:
         lines += ["", "Where the values come from", *_facts(found["sources"])]
     return "\n".join(lines)
+
+
+def _needed(found: dict[str, Any]) -> list[str]:
+    """The two ways to have a model's weights, each under its own head: a whole folder, files of single networks."""
+    source, lines = found["weights"], []
+    if any(source.get(name) for name in ("asset", "folder", "repo")):
+        repo = f"https://huggingface.co/{source['repo']}" if source.get("repo") else ""
+        place = "" if found["on_disk"] else found["target"]
+        folder = {"source": repo, "put into": place, "files": ", ".join(source.get("files", []))}
+        lines += ["", "As a folder", *_facts(folder)]
+    lacks = {} if found["on_disk"] else {f"lacks {name}": path for name, path in found["lacking"].items()}
+    files = {**{name: ", ".join(paths) for name, paths in found["components"].items()}, **lacks}
+    if files:
+        lines += ["", "Or as single files" if lines else "As single files", *_facts(files)]
+    return lines
 
 
 def _cut(text: str) -> str:

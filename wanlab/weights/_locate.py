@@ -5,6 +5,7 @@ Nothing here asks the network; `download` does. Files are found by name, what th
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from wanlab.catalog import (
@@ -21,6 +22,16 @@ from wanlab.errors import WanlabError
 from wanlab.weights._checkpoint import Checkpoint, checkpoint_in
 from wanlab.weights._component import Component, absent_shards, files_of
 from wanlab.workspace import Workspace, find_workspace
+
+
+@dataclass(frozen=True)
+class Absent:
+    """Why there is no complete set of a model's files, in words."""
+
+    reasons: tuple[str, ...]
+    """What is wrong with what is here."""
+    files: tuple[str, ...]
+    """A line for each file that is not here: its place, and where it comes from."""
 
 
 def locate(
@@ -53,15 +64,14 @@ def locate(
         found = find(definition, workspace, stored_as, dtype, allow_pickle)
         assert isinstance(found, Checkpoint), "it was just fetched"
         return found
-    raise _nowhere(definition, workspace, found)
+    raise _nowhere(definition, workspace, found, stored_as)
 
 
 def find(
     definition: Definition, workspace: Workspace, stored_as: str, dtype: str, allow_pickle: bool = False
-) -> Checkpoint | list[str]:
-    """The definition's files on this machine, or the reasons why there is no complete set, in words."""
-    if not definition.weights.is_folder:
-        check_stored_as(definition, stored_as)
+) -> Checkpoint | Absent:
+    """The definition's files on this machine, or what of them is not here."""
+    check_stored_as(definition, stored_as)
     here = presence(definition, workspace, stored_as=stored_as, dtype=None if dtype == "auto" else dtype)
     if here.folder is not None and stored_as in ("auto", "float"):
         return checkpoint_in(definition.id, here.folder)
@@ -74,7 +84,9 @@ def find(
     lacks += [
         f"the definition names no file for the {n}" for n in definition.architecture if sources and n not in sources
     ]
-    return [*lacks, *wrong, *(_lacks(source, workspace) for source in here.missing.values())]
+    torn = [text for source in here.missing.values() if (text := _torn(source, workspace))]
+    files = (f"{target_of(s, workspace)} from {origin(s)}" for s in here.missing.values() if not _torn(s, workspace))
+    return Absent((*lacks, *wrong, *torn), tuple(dict.fromkeys(files)))
 
 
 def _sources(definition: Definition) -> list[tuple[FileSource, ...]]:
@@ -119,12 +131,13 @@ def _wrong_size(source: FileSource, workspace: Workspace) -> str:
     return f"{path} has {size:,} bytes, not {source.size:,}: it is another or cut short"
 
 
-def _lacks(source: FileSource, workspace: Workspace) -> str:
+def _torn(source: FileSource, workspace: Workspace) -> str:
+    """Which shard is missing of an index that is here; empty for all other files."""
     if source.path.endswith(".index.json"):
         for index in (root.path / source.path for root in workspace.roots):
             if index.is_file() and (absent := absent_shards(index)):
                 return f"{absent[0]} is missing: {index.name} names it"
-    return f"{source.path} is nowhere; put it at {target_of(source, workspace)} from {origin(source)}"
+    return ""
 
 
 def origin(source: FileSource) -> str:
@@ -136,15 +149,24 @@ def origin(source: FileSource) -> str:
     return "the place that it came from"
 
 
-def _nowhere(definition: Definition, workspace: Workspace, reasons: list[str]) -> WanlabError:
+def _nowhere(definition: Definition, workspace: Workspace, absent: Absent, stored_as: str) -> WanlabError:
+    """The command first, then what to bring by hand: the folder, which holds floats, or the files, one a line."""
     source = definition.weights
-    why = "; ".join(reasons)
-    remedies = []
-    if source.is_folder or not source.components:
+    by_hand = []
+    if (source.is_folder or not source.components) and stored_as in ("auto", "float"):
         target = Path(source.folder) if source.folder else workspace.checkpoints[0] / definition.id
-        home = f"https://huggingface.co/{source.repo}" if source.repo else f"the place {definition.id} came from"
-        why = f"Files: {', '.join(needed(source))}" + (f" ({why})" if why else "")
-        remedies.append(f"Put these files from {home} into {target}")
+        place = f"https://huggingface.co/{source.repo}" if source.repo else f"the place {definition.id} came from"
+        by_hand.append("\n  ".join([f"the folder {target} from {place}, with", *needed(source)]))
+    if absent.files:
+        by_hand.append("\n  ".join(["these files", *absent.files]))
+    bring = f"ring {'either ' if len(by_hand) > 1 else ''}" + "\nor ".join(by_hand)
+    remedies = [f"`wanlab models {definition.id}` says where they are looked for."]
     if source.repo or any(v.repo or v.url for variants in _sources(definition) for v in variants):
-        remedies.append(f"`wanlab models {definition.id} --download` fetches them")
-    return WanlabError(f"The weights of {definition.id} are not on this machine. {why}", remedy=", or: ".join(remedies))
+        kind = "" if stored_as == "auto" else f" --stored-as {stored_as}"
+        command = f"`wanlab models --download {definition.id}{kind}` fetches them."
+        remedies = [command, *([f"Or b{bring}"] if by_hand else []), *remedies]
+    elif by_hand:
+        remedies = [f"B{bring}", *remedies]
+    why = f": {'; '.join(absent.reasons)}" if absent.reasons else ""
+    problem = f"The weights of {definition.id} are not on this machine{why}"
+    return WanlabError(problem, remedy="\n".join(remedies))
