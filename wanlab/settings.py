@@ -167,7 +167,7 @@ def _taken(settings: Mapping[str, Any], spec: GenerationSpec) -> set[str]:
     """WanGP's keys that name files, or ask for them, which the spec has."""
     keys = {key: word for key, (leaf, word) in _STARTS.items() if getattr(spec.media, leaf) is not None}
     asked = set(ImagePrompt.parse(settings.get("image_prompt_type"))) - {"text"}
-    return set(keys) | ({"image_prompt_type"} if asked <= set(keys.values()) else set())
+    return set(keys) | ({"image_prompt_type"} if asked and asked <= set(keys.values()) else set())
 
 
 def _files(value: Any) -> str:
