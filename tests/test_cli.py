@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import wanlab
 from wanlab import catalog
@@ -134,6 +135,8 @@ def test_settings_of_wangp_start_a_run(capsys: pytest.CaptureFixture[str]) -> No
     with pytest.raises(WanlabError, match=r"does not hold: image\..*image=PATH"):
         request([], "image.json")
     assert request(["image=null"], "image.json")[1].media.image is None
+    Image.new("RGB", (16, 16)).save("a.png")  # beside it now
+    assert request([], "image.json")[1].media.image.name == "a.png"
     Path("queue.json").write_text(json.dumps([{"params": settings}, {"params": {**settings, "seed": 8}}]))
     assert request([], "queue.json", 2)[1].sampling.seed == 8
     Path("preset.json").write_text(json.dumps({"guidance_scale": 3.5, "num_inference_steps": 6}))

@@ -263,12 +263,14 @@ def test_the_workspace_is_counted_and_explained(tmp_path: Path, monkeypatch: pyt
     assert "user's data folder" in by_name(_workspace.workspace())["root"].text
     (tmp_path / "wanlab.toml").write_text('[checkpoints]\npaths = ["models"]\n')
     (tmp_path / "runs" / "one").mkdir(parents=True)
+    (tmp_path / "media").mkdir()
     (tmp_path / "models" / "a").mkdir(parents=True)
     facts = list(_workspace.workspace())
     found = by_name(facts)
     assert found["root"].data == {"root": str(tmp_path)}
     assert "holds wanlab.toml" in found["root"].text
     assert found["runs"].text.endswith("1 runs")
+    assert "media, 0 pictures" in found["media"].text
     assert "finetunes" in found["not yet"].text
     assert [fact.text.rpartition(", ")[2] for fact in facts if fact.name == "checkpoints"] == ["not there", "1 models"]
     (tmp_path / "wanlab.toml").write_text("[checkpoint]\n")

@@ -140,6 +140,17 @@ def test_a_video_that_noise_would_cover_is_refused(changes: dict[str, Any], of: 
         wanlab.encode_conditions(model, model.spec(video=VIDEO, **changes))
 
 
+def test_media_that_are_needed_are_named_with_their_kind(of: Callable[[str], Any]) -> None:
+    for name, given, words in (
+        ("animate", {"image": picture(5)}, "Give them: pose_video='path', face_video='path'."),
+        ("i2v", {}, "Give it: image='path' or a PIL image."),
+        ("phantom", {}, "Give it: references=['path']."),
+    ):
+        with pytest.raises(WanlabError) as caught:
+            of(name).check_media(of(name).spec(**given))
+        assert str(caught.value).endswith(words)
+
+
 def test_channels_of_another_purpose_are_refused(tmp_path: Path) -> None:
     """Fun-Control's network reads 16 channels more than image-to-video's."""
     model = wanlab.load(tiny_v2v(tmp_path)[1], device="cpu")

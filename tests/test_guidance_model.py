@@ -146,8 +146,8 @@ def test_slg_needs_guidance_or_a_scale_and_layers_that_exist(wan):
     with pytest.raises(WanlabError, match="guidance_scale 1 runs none"):
         wan.resolve(wan.spec(guidance={"method": "slg", "layers": [1], "guidance_scale": 1.0}))
     wan.resolve(wan.spec(guidance={"method": "slg", "layers": [1], "guidance_scale": 1.0, "scale": 2.0}))
-    with pytest.raises(WanlabError, match="no block 9"):
-        wanlab.generate(wan, wan.spec(**SPEC, guidance={"method": "slg", "start": 0}))
+    with pytest.raises(WanlabError, match=r"guidance\.layers: there is no block 9; .*'s transformer has \d"):
+        wan.resolve(wan.spec(**SPEC, guidance={"method": "slg", "start": 0}))
     with pytest.raises(WanlabError, match="batch_branches"):
         wanlab.generate(wan, wan.spec(**SPEC, guidance={"method": "slg", "layers": [1]}, batch_branches=True))
 

@@ -94,7 +94,6 @@ def test_lists_videos_masks_and_sound(workspace: Path, spec: GenerationSpec) -> 
     assert np.array_equal(read_video(moving, fps=24), frames)
     assert video.read_video(media.find(spec.with_(size={"fps": 8}, video_2=frames).media.video_2))[1] == 8
     assert video.read_video(media.find(spec.with_(video=frames).media.video))[1] == 16
-    assert spec.with_(video=path).media.video.kind == "image", "a picture is a video of one frame"
     write_wav(workspace / "a.wav", Audio(np.zeros((1, 800), np.float32), 8000))
     assert spec.with_(audio="a.wav").media.audio.kind == "audio"
     soft = np.linspace(0, 1, 96, dtype=np.float32).reshape(8, 12)
@@ -104,6 +103,25 @@ def test_lists_videos_masks_and_sound(workspace: Path, spec: GenerationSpec) -> 
         if isinstance(given, np.ndarray) and given.shape[-1] != 3:
             wanted = given / 255 if given.dtype == np.uint8 else given
             assert np.abs(read_mask(ref) - wanted).max() <= 0.5 / 255 + 1e-6
+
+
+@pytest.mark.parametrize("leaf", ["video", "video_2", "pose_video", "face_video"])
+def test_a_still_picture_is_no_video_nor_a_video_a_picture(leaf: str, workspace: Path, spec: GenerationSpec) -> None:
+    path = kite(workspace)
+    for given in (path, spec.with_(image=path).media.image):
+        with pytest.raises(WanlabError, match=rf"media\.{leaf}: kite.png is a picture, not a video.*image=.*array of"):
+            spec.with_(**{leaf: given})
+    moving = spec.with_(**{leaf: np.stack([picture(n) for n in range(3)])})
+    for wrong in ({"image": getattr(moving.media, leaf)}, {"references": [getattr(moving.media, leaf)]}):
+        with pytest.raises(WanlabError, match="is a video, not a picture"):
+            spec.with_(**wrong)
+
+
+def test_a_list_for_one_picture_is_named(workspace: Path, spec: GenerationSpec) -> None:
+    with pytest.raises(WanlabError, match="image takes one picture, not a list"):
+        spec.with_(image=[str(kite(workspace))])
+    with pytest.raises(WanlabError, match="mask_2 takes one mask, not a list"):
+        spec.with_(media={"mask_2": [kite(workspace)]})
 
 
 def test_what_is_no_media_is_named_and_leaves_nothing(

@@ -436,6 +436,7 @@ def test_what_wangp_cannot_say_is_told() -> None:
         Settings(spec).to_wangp()
     assert len(caught) == 1
     assert "size.num_frames" in str(caught[0].message)
+    assert caught[0].filename == __file__
     many = quiet(SMALL).spec.with_(phase_scales=[4, 3, 2, 1], phase_boundaries=[0.9, 0.8, 0.7])
     with pytest.raises(WanlabError, match="at most 3 phases"):
         Settings(many).to_wangp()

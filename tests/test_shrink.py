@@ -146,7 +146,10 @@ def test_the_definition_is_json_and_the_library_of_a_workspace_takes_it(tmp_path
     assert definition["id"] == "wan_i2v_480p_14b_shrunk"
     path = tmp_path / "mine.json"
     path.write_text(json.dumps(definition))
-    assert wanlab.load(path, device="cpu").fingerprint == wanlab.load(definition, device="cpu").fingerprint
+    wanted = wanlab.load(definition, device="cpu").fingerprint
+    assert wanlab.load(path, device="cpu").fingerprint == wanted
+    assert wanlab.load(tmp_path / "definition.json", device="cpu").fingerprint == wanted
+    assert wanlab.load(str(tmp_path / "definition.json"), device="cpu").fingerprint == wanted
 
 
 @pytest.mark.parametrize(

@@ -195,6 +195,11 @@ def test_options_cannot_be_changed_in_place(spec: GenerationSpec) -> None:
     [
         ({"num_step": 3}, "Unknown setting 'num_step'. Did you mean 'num_steps'?"),
         ({"sampling.num_step": 3}, "Did you mean 'num_steps'?"),
+        ({"strength": 0.5}, "Did you mean 'denoising_strength'?"),
+        ({"num_inference_steps": 3}, "Did you mean 'num_steps'?"),
+        ({"conditioning_scale": 3}, "Did you mean 'control_scale'?"),
+        ({"sampling": {"scheduler": "euler"}}, "Did you mean 'sampler'?"),
+        ({"guidance": 3.0}, "Did you mean guidance_scale=3.0?"),
         ({"sampling": {"num_step": 3}}, "Unknown setting 'sampling.num_step'"),
         ({"sampling__seeds": 3}, "Did you mean 'seed'?"),
         ({"samplin.seed": 3}, "Did you mean 'seed'?"),
@@ -286,3 +291,14 @@ def test_a_spec_never_changes(spec: GenerationSpec) -> None:
         spec.sampling.seed = 1  # type: ignore[misc]
     with pytest.raises(WanlabError, match="checks nothing"):
         spec.model_copy(update={"model": 3})
+
+
+def test_one_number_stands_for_a_tuple_of_it() -> None:
+    spec = GenerationSpec.of(DEFAULT)
+    one = spec.with_(control_scale=0.8, phase_scales=3)
+    assert (one.media.control_scale, one.guidance.phase_scales) == ((0.8,), (3.0,))
+    assert one.id == spec.with_(media={"control_scale": [0.8]}, phase_scales=[3.0]).id
+    with pytest.raises(WanlabError, match="control_scale"):
+        spec.with_(control_scale=True)
+    with pytest.raises(WanlabError, match="sigmas"):
+        spec.with_(sigmas=1.0)

@@ -8,11 +8,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,13 +21,14 @@ import wanlab
 from wanlab import catalog, media
 from wanlab.compat import Attachment, attachments, baseline, media_leaves, migrate, stamped, wangp_model
 from wanlab.compat.documents import KIND, Document, read_document
+from wanlab.compat.letters import ImagePrompt
 from wanlab.compat.mapping import Context, get, lost, not_yet, put, unknown_keys
 from wanlab.compat.migrations import check_kinds
 from wanlab.compat.models import model_ids
 from wanlab.errors import WanlabError, shorten
 from wanlab.files import atomic_write
 from wanlab.runs import RUN_JSON
-from wanlab.spec import GenerationSpec
+from wanlab.spec import GenerationSpec, MediaRef
 from wanlab.spec.part import plain
 
 SCHEMA = 1
@@ -63,11 +65,13 @@ class Settings:
     @classmethod
     def _of_migrated(cls, settings: Mapping[str, Any], spec: GenerationSpec | None = None) -> Settings:
         context, remark = _context(settings)
+        spec = get(settings, context) if spec is None else spec
+        taken = _taken(settings, spec)
         return cls(
-            spec=get(settings, context) if spec is None else spec,
+            spec=spec,
             wangp=settings,
             kept=unknown_keys(settings),
-            not_yet=remark | not_yet(settings, context),
+            not_yet={key: why for key, why in (remark | not_yet(settings, context)).items() if key not in taken},
             attachments=attachments(settings),
         )
 
@@ -93,13 +97,27 @@ class Settings:
     def to_wangp(self) -> dict[str, Any]:
         """WanGP's settings: those of the file with what was changed in the spec, or all of them for a spec.
 
-        What came from WanGP and was not changed is `compat.migrate` of it, exactly. Warns once of settings that decide
-        the result and that WanGP does not have. Raises WanlabError for a model that it does not have.
+        What came from WanGP and was not changed is `compat.migrate` of it, exactly. One warning tells what decides the
+        result and WanGP does not have, and which pictures and videos are to be chosen there: it asks for first and last
+        frames. Raises WanlabError for a model that it does not have.
         """
         settings = self._new() if self.wangp is None else dict(self.wangp)
-        missing = lost(self.spec, settings, _context(settings)[0])
-        if missing:
-            warnings.warn(f"WanGP has no setting for {', '.join(missing)} as the spec has it", stacklevel=2)
+        context = _context(settings)[0]
+        missing = lost(self.spec, settings, context)
+        flat = self.spec.flat()
+        files = {leaf: names for name in missing if (names := _files(flat.get(leaf := name.rpartition(".")[2])))}
+        missing = [name for name in missing if name.rpartition(".")[2] not in files]
+        texts = [f"WanGP has no setting for {', '.join(missing)} as the spec has it"] if missing else []
+        if files:
+            listed = ", ".join(f"{leaf} ({names})" for leaf, names in files.items())
+            texts.append(f"Pictures and videos are not written, choose them in WanGP: {listed}")
+            asked = [(word, letter) for word, letter in _LETTERS.items() if word in files]
+            allowed = "SE" if context.model.starts_from is None else context.model.starts_from
+            letters = str(settings.get("image_prompt_type") or "")
+            letters += "".join(c for _, c in asked if c in allowed and c not in letters)
+            settings["image_prompt_type"] = letters
+        if texts:
+            _tell("; ".join(texts))
         return settings
 
     def _new(self) -> dict[str, Any]:
@@ -140,6 +158,55 @@ class Settings:
         return {"not yet": self.not_yet, "unknown keys": self.kept, "attachments": self.attachments}
 
 
+_STARTS = {"image_start": ("image", "first_frame"), "image_end": ("last_image", "last_frame")}
+"""WanGP's keys of the files that a video starts and ends with -> our settings, and words that ask for them."""
+_LETTERS = {leaf: ImagePrompt.of(word).code for leaf, word in _STARTS.values()}
+
+
+def _taken(settings: Mapping[str, Any], spec: GenerationSpec) -> set[str]:
+    """WanGP's keys that name files, or ask for them, which the spec has."""
+    keys = {key: word for key, (leaf, word) in _STARTS.items() if getattr(spec.media, leaf) is not None}
+    asked = set(ImagePrompt.parse(settings.get("image_prompt_type"))) - {"text"}
+    return set(keys) | ({"image_prompt_type"} if asked and asked <= set(keys.values()) else set())
+
+
+def _files(value: Any) -> str:
+    """Names of the media that a setting holds, or an empty text."""
+    refs = value if isinstance(value, tuple) else (value,)
+    return ", ".join(ref.name or ref.kind for ref in refs if isinstance(ref, MediaRef))
+
+
+def _tell(text: str) -> None:
+    """Warn at the line outside wanlab that asked, each time: what is lost is lost every time."""
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "wanlab":
+        frame = frame.f_back
+    place = ("wanlab", 1) if frame is None else (frame.f_code.co_filename, frame.f_lineno)
+    warnings.warn_explicit(text, UserWarning, *place)
+
+
+def _with_starts(settings: Settings, folder: Path) -> Settings:
+    """The same with the first and last frame that WanGP's settings name, where the files are there; they are stored."""
+    missing: dict[str, str] = {}
+    spec = settings.spec
+    named = settings.media
+    for key, (leaf, _) in _STARTS.items():
+        if leaf not in named or getattr(spec.media, leaf) is not None:
+            continue
+        given = Path(named[leaf].path)
+        file = next((place for place in (folder / given, folder / given.name) if place.is_file()), None)
+        if file is None:
+            missing[key] = f"{given} is not there, give {leaf}"
+            continue
+        try:
+            spec = spec.with_(**{leaf: file})
+        except WanlabError as error:
+            missing[key] = error.problem
+    if spec is not settings.spec:
+        settings = Settings._of_migrated(settings.wangp or {}, spec)
+    return replace(settings, not_yet={**settings.not_yet, **missing}) if missing else settings
+
+
 _OF_MODEL = ("model_type", "base_model_type", "model_filename", "modules")
 
 
@@ -172,6 +239,8 @@ def open_settings(path: str | Path, *, model: str | None = None, task: int | Non
             raise
         raise WanlabError(f"{path}: {error.problem}", choices=error.choices, remedy=error.remedy) from None
     folder = path if path.is_dir() else path.parent
+    if document.whose == "wangp":
+        settings = _with_starts(settings, folder)
     if document.whose == "spec" and (folder / RUN_JSON).is_file():
         media.remember(folder)
     _warn(path, settings)

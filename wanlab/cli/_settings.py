@@ -90,7 +90,8 @@ def read_spec(
     for warning in caught:
         say(str(warning.message), sys.stderr)
     leaves = {name.replace("__", ".").rpartition(".")[2] for name in given}
-    if lacking := [leaf for leaf in settings.media if leaf not in leaves and leaf != "keyframe_positions"]:
+    there = {*leaves, "keyframe_positions", *(leaf for leaf in settings.media if getattr(settings.spec.media, leaf))}
+    if lacking := [leaf for leaf in settings.media if leaf not in there]:
         raise WanlabError(
             f"{path} names files that it does not hold: {', '.join(lacking)}",
             remedy=f"Give them, or null to do without: {' '.join(f'{leaf}=PATH' for leaf in lacking)}",

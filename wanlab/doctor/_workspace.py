@@ -29,7 +29,14 @@ def workspace() -> Iterator[Fact]:
 
 def _folders(found: Workspace) -> Iterator[Fact]:
     """One fact a folder that is there; one for all that are not, which is no fault."""
-    kinds = {"finetunes": "definitions", "configs": "files", "loras": "families", "profiles": "files", "runs": "runs"}
+    kinds = {
+        "finetunes": "definitions",
+        "configs": "files",
+        "loras": "families",
+        "profiles": "files",
+        "media": "pictures, videos and sounds that specs name",
+        "runs": "runs",
+    }
     places = {name: (getattr(found, name), what) for name, what in kinds.items()}
     for name, (place, what) in places.items():
         if place.is_dir():

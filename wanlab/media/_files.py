@@ -24,7 +24,7 @@ _ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")  # in the others, further pictures ar
 _SUFFIXES = {"jpeg": ".jpg", "mpo": ".jpg", "tiff": ".tif"}
 _SERVES: dict[Kind, tuple[Kind, ...]] = {
     "image": ("image",),
-    "video": ("video", "image"),
+    "video": ("video",),
     "mask": ("mask", "image", "video"),
     "audio": ("audio", "video"),
 }
@@ -119,7 +119,7 @@ def frame_rgb(frame: Any, size: tuple[int, int]) -> Frames:
 
 
 def check_kind(found: Kind, wanted: Kind, name: str) -> None:
-    """Raise `WanlabError` where media cannot serve as another kind; a picture is a video of one frame."""
+    """Raise `WanlabError` where media cannot serve as another kind; a mask may be a picture or a video."""
     if found not in _SERVES[wanted]:
         words = {"image": "a picture", "video": "a video", "audio": "sound", "mask": "a mask, picture or video"}
         raise WanlabError(f"{name} is {words[found]}, not {words[wanted]}", remedy=f"Give {words[wanted]}")

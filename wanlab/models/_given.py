@@ -1,4 +1,4 @@
-"""Do conditions and latents that are handed to a run belong to its spec? Other ones would run, as something else."""
+"""Does a spec have the media that its model needs, and do conditions and latents handed to a run belong to it?"""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from wanlab.errors import WanlabError
+from wanlab.media import wanted_kind
 from wanlab.sites import NO_CONDITIONS, Conditions
 
 if TYPE_CHECKING:
@@ -42,3 +43,17 @@ def check_given(model: Model, spec: GenerationSpec, conditions: Conditions, late
             "The spec starts from a video, and the conditions were encoded without it",
             remedy="Encode the conditions with the spec that denoises",
         )
+
+
+def check_needs(model: Model, spec: GenerationSpec) -> None:
+    """Raise WanlabError, with an example of each, for media that the model needs and the spec does not have."""
+    missing = [name for name in model.needs if not getattr(spec.media, name)]
+    if missing:
+        remedy = f"Give {'it' if len(missing) == 1 else 'them'}: {', '.join(map(_example, missing))}"
+        raise WanlabError(f"{model.id} needs {' and '.join(missing)}", remedy=remedy)
+
+
+def _example(name: str) -> str:
+    if wanted_kind(name) != "image":
+        return f"{name}='path'"
+    return f"{name}=['path']" if name == "references" else f"{name}='path' or a PIL image"

@@ -113,8 +113,22 @@ def _check_guidance(model: Model, spec: GenerationSpec) -> None:
     if reason := rule.unfit(model):
         legal = [n for n in GUIDANCE.names() if not GUIDANCE.get(n).unfit(model)]
         raise WanlabError(f"guidance {name!r} does not fit {model.id}, whose network {reason}", choices=legal)
-    rule(spec.guidance, spec.guidance.bind()).check(spec)
+    options = spec.guidance.bind()
+    rule(spec.guidance, options).check(spec)
+    _check_layers(model, getattr(options, "layers", ()))
     _check_scales(model, spec)
+
+
+def _check_layers(model: Model, layers: tuple[int, ...]) -> None:
+    """Raise for blocks to leave out that the (first) network does not have."""
+    expert = model.experts_present[0]
+    network = model.config(expert)
+    num_blocks = network["num_layers"] + network.get("num_single_layers", 0)
+    if beyond := [layer for layer in layers if layer >= num_blocks]:
+        raise WanlabError(
+            f"guidance.layers: there is no block {beyond[0]}; {model.id}'s {expert} has {num_blocks}",
+            remedy=f"Give blocks from 0 to {num_blocks - 1}",
+        )
 
 
 def _check_scales(model: Model, spec: GenerationSpec) -> None:

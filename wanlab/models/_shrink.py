@@ -65,6 +65,7 @@ _FACES: dict[str, Any] = {
 def shrink(what: Any, folder: str | Path) -> dict[str, Any]:
     """Write a tiny checkpoint with random weights into `folder`; returns its definition, which `wanlab.load` takes.
 
+    The definition is `folder/definition.json` too, for another day: wanlab.load("folder/definition.json").
     `what`: an id or alias of the catalogue, a definition, or a spec. The tiny model takes and refuses what the real one
     does: its media, guidance, experts and control layers are the same in number and kind. Its pictures mean nothing.
     It has wan_tiny's VAE, so 48-channel latents become 16 channels and sizes multiples of 16. Takes under a second and
@@ -82,7 +83,7 @@ def shrink(what: Any, folder: str | Path) -> dict[str, Any]:
     for seed, name in enumerate(name for name in architecture if name not in _LENT):
         network = _network(family.component_class(name), architecture[name], seed)
         files[name] = atomic_write(place / f"{name}.safetensors", save(network.state_dict()))
-    return {
+    written = {
         "schema": 1,
         "id": f"{definition.id}_shrunk",
         "family": definition.family,
@@ -93,6 +94,8 @@ def shrink(what: Any, folder: str | Path) -> dict[str, Any]:
         "spec": _spec(definition),
         "constants": plain({**definition.constants, **_of(lender, "vae_stride", "latent_rgb")}),
     }
+    atomic_write(place / "definition.json", json.dumps(written, indent=2, ensure_ascii=False) + "\n")
+    return written
 
 
 def _family(definition: Definition, lender: Definition) -> type[Model]:

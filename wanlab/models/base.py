@@ -16,7 +16,7 @@ from torch import Tensor
 from wanlab.catalog import Definition
 from wanlab.errors import WanlabError
 from wanlab.models._folder import EXPERTS
-from wanlab.models._given import check_given
+from wanlab.models._given import check_given, check_needs
 from wanlab.models._media import Geometry, Media
 from wanlab.models._networks import Networks
 from wanlab.models._offers import Offers, offers
@@ -334,10 +334,7 @@ class Model(Networks):
 
     def check_media(self, spec: GenerationSpec) -> None:
         """Raise WanlabError for a spec that lacks what this model needs, or gives media that do not go together."""
-        if missing := [name for name in self.needs if not getattr(spec.media, name)]:
-            raise WanlabError(
-                f"{self.id} needs {' and '.join(missing)}", remedy=f"Give it: {missing[0]}='path' or a PIL image"
-            )
+        check_needs(self, spec)
         if spec.media.mask is not None and spec.media.video is None:
             raise WanlabError("A mask says where a video may change, and there is none", remedy="Give video too")
         is_kept = spec.media.mask is not None and spec.sampling.masking_strength > 0

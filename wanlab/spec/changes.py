@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, get_origin
 
 from wanlab.errors import WanlabError, shorten
 from wanlab.spec.method_part import MethodPart
@@ -37,9 +37,15 @@ class Layout:
             for target, item in self._assignments(key, value):
                 if target in given:
                     raise WanlabError(f"{'.'.join(filter(None, target))} is given twice", remedy="Give it once.")
-                given[target] = item
+                given[target] = self._listed(*target, item)
         _count_sigmas(given)
         return self._assign(copy.deepcopy(dict(base)), given)
+
+    def _listed(self, part: str, name: str, value: Any) -> Any:
+        """One number for a setting that is a tuple of numbers, as a list of it."""
+        field = self.parts[part].model_fields.get(name) if part else None
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return [value] if is_number and field is not None and get_origin(field.annotation) is tuple else value
 
     def _assign(self, nested: dict[str, Any], given: dict[Target, Any]) -> tuple[dict[str, Any], set[str]]:
         touched = set()
@@ -82,9 +88,9 @@ class Layout:
             form = (
                 "a method's name or a dict" if has_method else f"a dict of {', '.join(self._names(part)) or 'nothing'}"
             )
-            raise WanlabError(
-                f"{part} = {shorten(value)} is not allowed: it is a group of settings", remedy=f"Give {form}."
-            )
+            is_scale = part == "guidance" and isinstance(value, int | float)
+            hint = f"Did you mean guidance_scale={value}?" if is_scale else f"Give {form}."
+            raise WanlabError(f"{part} = {shorten(value)} is not allowed: it is a group of settings", remedy=hint)
 
     def _split(self, key: str) -> Target:
         """`cache.threshold` or `cache__threshold`."""

@@ -12,6 +12,7 @@ from wanlab.spec.media_ref import MediaRef
 from wanlab.spec.parts import MediaSpec
 
 _store = late("wanlab.media", "store_given")  # which decodes pictures and videos, so it comes after the spec
+_check_serves = late("wanlab.media", "check_serves")
 _MANY = frozenset(n for n, f in MediaSpec.model_fields.items() if f.annotation == tuple[MediaRef, ...])
 _ONE = frozenset(n for n, f in MediaSpec.model_fields.items() if f.annotation == MediaRef | None)
 _FPS = 16.0  # of frames given to a spec that knows no fps yet
@@ -35,12 +36,19 @@ def with_stored(changes: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str
 
 def _leaf(leaf: str, value: Any, fps: float) -> Any:
     if leaf in _ONE:
-        return _store(leaf, value, fps) if _is_media(value) else value
+        return _item(leaf, value, fps)
     if leaf in _MANY and _is_media(value):
         value = [value]
     if leaf in _MANY and isinstance(value, list | tuple):
-        return [_store(f"{leaf}[{i}]", item, fps) if _is_media(item) else item for i, item in enumerate(value)]
+        return [_item(f"{leaf}[{i}]", item, fps) for i, item in enumerate(value)]
     return value
+
+
+def _item(leaf: str, value: Any, fps: float) -> Any:
+    if isinstance(value, MediaRef):
+        _check_serves(leaf, value)
+        return value
+    return _store(leaf, value, fps) if _is_media(value) or isinstance(value, list | tuple) else value
 
 
 def _is_media(value: Any) -> bool:

@@ -31,9 +31,30 @@ _REMEDIES: dict[str, Callable[[dict[str, Any]], str]] = {
     ),
 }
 
+_ELSEWHERE = {
+    "strength": "denoising_strength",
+    "num_inference_steps": "num_steps",
+    "steps": "num_steps",
+    "frames": "num_frames",
+    "guidance": "guidance_scale",
+    "cfg": "guidance_scale",
+    "cfg_scale": "guidance_scale",
+    "shift": "flow_shift",
+    "scheduler": "sampler",
+    "negative": "negative_prompt",
+    "reference_images": "references",
+    "conditioning_scale": "control_scale",
+    "last_frame": "last_image",
+    "last_frame_image": "last_image",
+}
+"""What diffusers and other programs call our settings."""
+
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """`Did you mean 'x'?` for the closest of `names`, or an empty string."""
+    """`Did you mean 'x'?` for the closest of `names`, or what they call `name` here; else an empty string."""
+    names = set(names)
+    if (ours := _ELSEWHERE.get(name)) in names:
+        return f"Did you mean {ours!r}?"
     near = difflib.get_close_matches(name, sorted(names), n=1, cutoff=0.6)
     return f"Did you mean {near[0]!r}?" if near else ""
 

@@ -19,7 +19,12 @@ from wanlab.widgets._fields import Field, Schema
 
 MAX_UPLOAD = 256 << 20
 """Bytes of one file that the page may send; it goes through the kernel's memory. Paths have no limit."""
-_ACCEPT = {"image": "image/*", "video": "video/*,image/*", "mask": "image/*,video/*", "audio": "audio/*,video/*"}
+_ACCEPT = {
+    "image": "image/*",
+    "video": "video/*,image/gif,image/webp,image/png",
+    "mask": "image/*,video/*",
+    "audio": "audio/*,video/*",
+}
 _THUMB = (144, 72)  # pixels, at most
 
 
