@@ -56,7 +56,9 @@ def test_a_first_frame_beside_the_settings_is_taken(workspace: Path) -> None:
     assert found.to_wangp() == Settings.of(document).to_wangp()
 
 
-@pytest.mark.parametrize(("content", "words"), [(None, "kite.png is not there, give image"), (b"x", "is no picture")])
+@pytest.mark.parametrize(
+    ("content", "words"), [(None, "kite.png is not beside the settings, give image"), (b"x", "is no picture")]
+)
 def test_a_first_frame_that_cannot_be_read_is_told(content: bytes | None, words: str, workspace: Path) -> None:
     if content is not None:
         (workspace / "kite.png").write_bytes(content)
@@ -66,3 +68,19 @@ def test_a_first_frame_that_cannot_be_read_is_told(content: bytes | None, words:
     assert found.spec.media.image is None
     assert words in found.not_yet["image_start"]
     assert "image_prompt_type" in found.not_yet
+
+
+def test_a_file_outside_the_settings_folder_is_never_taken(workspace: Path) -> None:
+    """A document of somebody else's must not put a picture of this machine into the runs made from it."""
+    from PIL import Image
+
+    private, there = workspace / "private.png", workspace / "there"
+    there.mkdir()
+    Image.new("RGB", (8, 8)).save(private)
+    for name in (str(private), "../private.png"):
+        document = {"type": "WanGP v8", "model_type": "i2v", "image_prompt_type": "S", "image_start": [name]}
+        (there / "s.json").write_text(json.dumps({**document, "settings_version": 2.35, "prompt": "a kite"}))
+        with pytest.warns(UserWarning):
+            settings = wanlab.open_settings(there / "s.json")
+        assert settings.spec.media.image is None
+        assert "beside the settings" in settings.not_yet["image_start"]

@@ -186,7 +186,10 @@ def _tell(text: str) -> None:
 
 
 def _with_starts(settings: Settings, folder: Path) -> Settings:
-    """The same with the first and last frame that WanGP's settings name, where the files are there; they are stored."""
+    """The same with the first and last frame that WanGP's settings name, where the files lie in `folder`, stored.
+
+    Never from elsewhere: a document of another's must not put a file of this machine into the runs made from it.
+    """
     missing: dict[str, str] = {}
     spec = settings.spec
     named = settings.media
@@ -194,9 +197,10 @@ def _with_starts(settings: Settings, folder: Path) -> Settings:
         if leaf not in named or getattr(spec.media, leaf) is not None:
             continue
         given = Path(named[leaf].path)
-        file = next((place for place in (folder / given, folder / given.name) if place.is_file()), None)
+        places = (place.resolve() for place in (folder / given, folder / given.name))
+        file = next((p for p in places if p.is_relative_to(folder.resolve()) and p.is_file()), None)
         if file is None:
-            missing[key] = f"{given} is not there, give {leaf}"
+            missing[key] = f"{given} is not beside the settings, give {leaf}"
             continue
         try:
             spec = spec.with_(**{leaf: file})
