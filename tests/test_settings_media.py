@@ -80,7 +80,7 @@ def test_a_file_outside_the_settings_folder_is_never_taken(workspace: Path) -> N
     for name in (str(private), "../private.png"):
         document = {"type": "WanGP v8", "model_type": "i2v", "image_prompt_type": "S", "image_start": [name]}
         (there / "s.json").write_text(json.dumps({**document, "settings_version": 2.35, "prompt": "a kite"}))
-        with pytest.warns(UserWarning):
+        with pytest.warns(UserWarning, match="beside the settings"):
             settings = wanlab.open_settings(there / "s.json")
         assert settings.spec.media.image is None
         assert "beside the settings" in settings.not_yet["image_start"]
