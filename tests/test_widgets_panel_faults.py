@@ -215,7 +215,7 @@ def test_weights_that_are_not_here_are_named_with_what_fetches_them(live: Path) 
     panel = GeneratePanel("vace_1_3b", prompt="a kite")
     panel._generate.click()
     until(lambda: panel._message.is_error)
-    assert "wanlab models vace_1_3b --download" in html.unescape(panel._message.value)
+    assert "wanlab models --download vace_1_3b" in html.unescape(panel._message.value)
 
 
 def test_where_settings_came_from_is_still_told_after_loading(live: Path) -> None:
