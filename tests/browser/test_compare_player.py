@@ -77,7 +77,8 @@ def player(page: Any) -> Any:
 
 READ = """() => [...document.querySelectorAll('.wl-player .wl-figure canvas')].map(canvas => {
     const [r, g, b] = canvas.getContext('2d').getImageData(canvas.width / 2, canvas.height / 2, 1, 1).data;
-    return {r, g, b, frame: Number(canvas.dataset.frame), index: Number(canvas.dataset.index)};
+    const told = Number(canvas.closest('.wl-player').dataset.frame);
+    return {r, g, b, told, frame: Number(canvas.dataset.frame), index: Number(canvas.dataset.index)};
 })"""
 
 
@@ -85,12 +86,11 @@ def frames_on_screen(page: Any, clips: int, lengths: dict[int, int] | None = Non
     """The frame that every canvas shows, by its colour; asserts that all show the same and say so."""
     seen = page.evaluate(READ)
     assert len(seen) == clips
-    (number,) = {canvas["frame"] for canvas in seen}
+    (number,) = {canvas["frame"] for canvas in seen} | {canvas["told"] for canvas in seen}  # read at one moment
     for canvas in seen:
         shown = min(number, (lengths or {}).get(canvas["index"], 33) - 1)
         assert round(canvas["r"] / 7) == round((255 - canvas["g"]) / 7) == shown, seen
         assert round((canvas["b"] - 40) / 50) == canvas["index"], seen
-    assert player(page).get_attribute("data-frame") == str(number)
     return number
 
 
