@@ -85,7 +85,7 @@ def waits(run: Callable[[], object]) -> dict[str, int] | None:
     found: Counter[str] = Counter()
 
     def note(message: Warning | str, *_: object, **__: object) -> None:
-        if "synchronizing" in str(message):
+        if "called a synchronizing" in str(message):
             found[_place()] += 1
 
     torch.cuda.synchronize()
