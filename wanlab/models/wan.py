@@ -145,7 +145,10 @@ class Wan(Model):
 
     def _time(self, network: Any, ctx: StepContext, conditions: Conditions, batch: int) -> tuple[Tensor, Tensor]:
         """Embeddings of the timestep, (B, D) and (B, 6, D); (B, T, D) and (B, T, 6, D) where frames are clean."""
-        timestep = torch.as_tensor(ctx.timestep, dtype=torch.float32, device=self.device).expand(batch)
+        if isinstance(ctx.timestep, Tensor):
+            timestep = ctx.timestep.to(self.device, torch.float32).expand(batch)
+        else:  # made on the device: a copy from the processor would wait for it at every forward
+            timestep = torch.full((batch,), ctx.timestep, dtype=torch.float32, device=self.device)
         if conditions.free is None or conditions.noise is not None:
             return self._embed_time(network, timestep)
         # Two timesteps exist, 0 and the step's: embed both once and give each frame its own.
