@@ -17,7 +17,7 @@ from wanlab.sites.lock import RunLock
 
 Apply = Callable[[Callable[..., object], Streams], Streams]
 """`apply(module, streams)`: call a block's module, or its compiled form, on the streams."""
-_BESIDE = ("hint", "face")  # kinds of blocks that are in no network's main list
+BESIDE = ("hint", "face")  # kinds of blocks that are in no network's main list
 _RECOMPILE_LIMIT = 64  # a session may meet many sizes and backends; torch's 8 makes the ninth an error
 
 
@@ -119,7 +119,7 @@ class Stack:
 
         Raises WanlabError for a block that is not there.
         """
-        blocks = [entry for entry in self.entries if entry.kind not in _BESIDE]
+        blocks = [entry for entry in self.entries if entry.kind not in BESIDE]
         if not 0 <= index < len(blocks):
             raise WanlabError(f"There is no block {index}; {self.name} has {len(blocks)}, counted from 0")
         return blocks[index]
