@@ -83,6 +83,8 @@ class Networks(abc.ABC):
 
     def side_folder(self, name: str) -> Path | None:
         """The folder of what is no network (tokenizer, image_processor); None where the checkpoint has none."""
+        if self.is_described:
+            _refuse(self.id, name)
         folder = self.checkpoint.tokenizers.get(name)
         if folder is None and self.checkpoint.folder is not None:
             folder = self.checkpoint.folder / name
