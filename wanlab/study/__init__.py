@@ -9,6 +9,7 @@ from wanlab.registry import lazy
 if TYPE_CHECKING:
     from wanlab.study._cards import Card
     from wanlab.study._estimate import CachePrediction, Estimate, Floor, estimate
+    from wanlab.study._measure import Samples, Speedup, Timing, measure
     from wanlab.study.side_by_side import Comparison, compare
 
 _HOME = {
@@ -17,8 +18,24 @@ _HOME = {
     "Estimate": "_estimate",
     "Floor": "_estimate",
     "estimate": "_estimate",
+    "Samples": "_measure",
+    "Speedup": "_measure",
+    "Timing": "_measure",
+    "measure": "_measure",
     "Comparison": "side_by_side",
     "compare": "side_by_side",
 }
-__all__ = ["CachePrediction", "Card", "Comparison", "Estimate", "Floor", "compare", "estimate"]
+__all__ = [
+    "CachePrediction",
+    "Card",
+    "Comparison",
+    "Estimate",
+    "Floor",
+    "Samples",
+    "Speedup",
+    "Timing",
+    "compare",
+    "estimate",
+    "measure",
+]
 __getattr__ = lazy(__name__, _HOME)
