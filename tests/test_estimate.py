@@ -16,6 +16,8 @@ from tests.tiny_relatives import tiny_skyreels
 from tests.tiny_video import picture
 from wanlab import caches
 from wanlab.errors import WanlabError
+from wanlab.registry import GUIDANCE
+from wanlab.sites import NO_CONDITIONS, Branch, StepContext
 from wanlab.study import Card
 from wanlab.study._cards import CARDS, find_card
 
@@ -61,27 +63,26 @@ def test_forwards_are_those_that_run(experts: int, settings: dict[str, Any], tmp
         wanlab.generate(model, spec)
     assert found.forwards == seen
     assert found.num_steps == len(model.experts(model.resolve(spec)))
-    flops = {
-        expert: {name: n * _of(model, spec, expert, name) for name, n in branches.items() if name != "uncond"}
-        for expert, branches in seen.items()
-    }
-    if "nag" not in str(settings) and "slg" not in str(settings):
-        assert {e: {n: f for n, f in b.items() if n != "uncond"} for e, b in found.branch_flops.items()} == flops
-    if "slg" in str(settings):
-        whole, skipped = (found.branch_flops["transformer"][n] / seen["transformer"][n] for n in ("cond", "skip"))
-        assert whole - skipped == model.workload(spec).entries[1].total
-    if "nag" in str(settings):
-        cond, uncond = (found.branch_flops["transformer"][name] for name in ("cond", "uncond"))
-        assert cond > uncond
+    for expert, branches in seen.items():
+        for name, count in branches.items():
+            every = [branch for branch in _branches(model, spec) if branch.name == name]
+            assert found.branch_flops[expert][name] == count * model.workload(spec, every[0], expert).total
+
+
+def _branches(model: Any, spec: Any) -> list[Branch]:
+    """The branches of a step in the middle, as the rule gives them."""
+    rule = GUIDANCE.get(spec.guidance.method)(spec.guidance, spec.guidance.bind())
+    text = {"prompt": {}, "negative_prompt": {}}
+    return [
+        branch
+        for expert in reversed(model.experts_present)
+        for branch in rule.branches(StepContext(2, 4, 0.5, expert=expert), text, NO_CONDITIONS)
+    ]
 
 
 def _count(seen: dict[str, dict[str, int]], ctx: Any) -> None:
     branches = seen.setdefault(ctx.expert, {})
     branches[ctx.branch] = branches.get(ctx.branch, 0) + 1
-
-
-def _of(model: Any, spec: Any, expert: str, name: str) -> int:
-    return model.workload(spec, expert=expert).total
 
 
 def test_frames_at_steps_of_their_own(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ class Card:
     """By its maker."""
     source: str
     measured: float | None = None
-    """Of a large matrix product; None where nobody measured it for wanlab."""
+    """Of large matrix products, one after another; None where nobody measured it for wanlab."""
     measured_source: str = ""
 
     def __post_init__(self) -> None:
@@ -31,7 +31,7 @@ class Card:
 _HOPPER = "NVIDIA's H100 datasheet, half of the figure with sparsity"
 CARDS = {
     "h100": Card(
-        "H100 SXM", 989.4e12, _HOPPER, 743e12, "torch.matmul of 8192 x 8192 in bfloat16, H100 80GB HBM3, torch 2.11"
+        "H100 SXM", 989.4e12, _HOPPER, 743e12, "large bfloat16 matrix products, median, H100 80GB HBM3, torch 2.11"
     ),
     "h100 pcie": Card("H100 PCIe", 756e12, _HOPPER),
     "h100 nvl": Card("H100 NVL", 835e12, _HOPPER),

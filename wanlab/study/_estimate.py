@@ -26,7 +26,8 @@ _LEAST_DTYPE = "bfloat16"  # what a model is loaded as on the cards of the table
 
 @dataclass(frozen=True)
 class Floor:
-    """Seconds below which a card cannot be: operations over a rate, all else at no cost."""
+    """Operations over a rate, all else at no cost: below the peak's no card can be, below the measured one's it was not
+    in a row of large matrix products."""
 
     rate: float
     """Operations a second."""
@@ -65,7 +66,7 @@ class Estimate:
     """Of each network in memory."""
     card: Card | None
     floors: dict[str, Floor]
-    """"measured" and "peak" rate, as far as the card's are known."""
+    """By the "measured" and the "peak" rate of the card, as far as they are known."""
     cache: CachePrediction
     notes: tuple[str, ...] = ()
     """What to know about the figures."""
