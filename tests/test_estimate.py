@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +13,6 @@ import wanlab
 from tests.tiny import tiny_flux, tiny_wan
 from tests.tiny_relatives import tiny_skyreels
 from tests.tiny_video import picture
-from wanlab import caches
 from wanlab.errors import WanlabError
 from wanlab.registry import GUIDANCE
 from wanlab.sites import NO_CONDITIONS, Branch, StepContext
@@ -183,19 +181,27 @@ def test_shows_itself_and_is_json() -> None:
     assert data["forward"]["total"] == data["forward"]["linear"] + data["forward"]["attention"]
 
 
-def test_a_cache_is_asked_for_its_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = {"method": "fixed", "mask": [True, False, True, False]}
-    asked = []
-
-    def predict(model: Any, spec: Any) -> Any:
-        asked.append((model.id, spec.cache.method))
-        return SimpleNamespace(state_bytes=1_000_000_000, computed_forwards=4, ideal_speedup=2.0)
-
-    monkeypatch.setattr(caches, "predict", predict, raising=False)
-    found = wanlab.estimate("wan_tiny", num_steps=4, cache=cache)
-    assert asked == [("wan_tiny", "fixed")]
-    assert (found.cache_state_bytes, found.computed_forwards, found.ideal_speedup) == (1_000_000_000, 4, 2.0)
-    assert "4 of 8 forwards computed, at best 2.00x, holds 1 GB" in str(found)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"batch_branches": True},
+        {"guidance": {"method": "cfg_interval", "start": 0.25, "stop": 1.0}},  # begins where the mask would reuse
+        {"cache": {"method": "fixed", "mask": (True, False, True, False), "branch_masks": {"uncond": (True,) * 4}}},
+    ],
+    ids=["plain", "batched", "interval", "by branch"],
+)
+@pytest.mark.parametrize("experts", [1, 2])
+def test_what_a_cache_saves_is_what_the_run_reports(experts: int, settings: dict[str, Any], tmp_path: Path) -> None:
+    model = wanlab.load(tiny_wan(tmp_path, experts)[1], device="cpu")
+    mask = {"method": "fixed", "mask": (True, False, True, False)}
+    spec = model.spec(prompt="a kite", **{"num_steps": 4, "cache": mask, **settings})
+    found, report = wanlab.estimate(model, spec), wanlab.generate(model, spec).ran["cache"]
+    together = 2 if "batch_branches" in settings else 1
+    assert found.computed_forwards == together * report["computed"]
+    assert found.ideal_speedup == report["ideal_speedup"]
+    assert found.cache_state_bytes == report["state_bytes"]
+    assert f"{found.computed_forwards} of {found.num_forwards} forwards computed" in str(found)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from wanlab import caches, catalog, stages, weights
+from wanlab.caches.fixed import Fixed
 from wanlab.errors import WanlabError
 from wanlab.models import Model, describe
 from wanlab.models._workload import Workload
@@ -87,7 +88,7 @@ class Estimate:
 
     @property
     def computed_forwards(self) -> int | None:
-        """Forwards whose blocks run under the spec's cache; None where they are not known."""
+        """Forwards whose blocks run under the spec's cache, those of one batch one by one; None where not known."""
         return self.cache.computed_forwards
 
     @property
@@ -264,17 +265,22 @@ def _floors(card: Card | None, forward: int, run: int, num_steps: int) -> dict[s
 
 
 def _predicted(model: Model, spec: GenerationSpec, num_forwards: int) -> CachePrediction:
-    """What the spec's cache will do: `wanlab.caches.predict(model, spec)` says it, where that is.
+    """What the spec's cache will do: of a method that lowers to a mask all of it, of others the bytes.
 
-    It returns what has `state_bytes`, `computed_forwards` and `ideal_speedup`, each None where the run decides.
+    This is the one place that asks the caches.
     """
     if spec.cache.method == "none":
         return CachePrediction(0, num_forwards, 1.0)
-    predict = getattr(caches, "predict", None)
-    if predict is None:
-        return CachePrediction()
-    found = predict(model, spec)
-    return CachePrediction(found.state_bytes, found.computed_forwards, found.ideal_speedup)
+    num_bytes, executor = caches.predict_bytes(model, spec), caches.prepared(model, spec)
+    if not isinstance(executor, Fixed):
+        return CachePrediction(num_bytes)
+    computed, begun, run = 0, set(), caches.Run.of(model, spec)
+    for step, expert, branch in run.forwards:
+        ctx = StepContext(step, run.num_steps, run.sigmas[step], expert=expert, branch=branch)
+        if executor.decide(ctx) or (expert, branch) not in begun:  # the first has nothing to reuse
+            computed += branch.count("+") + 1
+        begun.add((expert, branch))
+    return CachePrediction(num_bytes, computed, num_forwards / computed)
 
 
 def _notes(spec: GenerationSpec, card: Card | None, note: str) -> Iterator[str]:
