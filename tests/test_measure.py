@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -178,7 +179,7 @@ def test_an_interrupt_leaves_nothing(model: Any, spec: Any, at: int) -> None:
 
     def interrupt(ctx: Any) -> None:
         if next(calls) == at:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
 
     with model.on_begin(interrupt), pytest.raises(KeyboardInterrupt):
         measure(model, spec.with_(cache=HALF), repeats=2, warmup=0, against=spec)

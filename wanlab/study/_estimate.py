@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import html
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,7 +22,9 @@ from wanlab.sites import NO_CONDITIONS, Branch, StepContext
 from wanlab.spec import GenerationSpec
 from wanlab.study._cards import Card, chosen_card
 
-_LEAST_DTYPE = "bfloat16"  # what a model is loaded as on the cards of the table, unless the spec says otherwise
+Count = Callable[[str, Branch], Workload]
+"""`count(expert, branch)`: the workload of such a forward."""
+_DTYPE = "bfloat16"  # what a model is loaded as on the cards of the table, unless the spec says otherwise
 
 
 @dataclass(frozen=True)
@@ -218,7 +220,7 @@ def _prepared(
     asked = full_spec(describe(definition), spec, **changes)
     leaves = {name: getattr(asked.weights, name) for name in type(asked.weights).model_fields}
     for name in ("dtype", "vae_dtype") if card is not None else ():
-        leaves[name] = _LEAST_DTYPE if leaves[name] == "auto" else leaves[name]
+        leaves[name] = _DTYPE if leaves[name] == "auto" else leaves[name]
     model = describe(definition, **leaves)
     return model, model.resolve(asked)
 
@@ -233,7 +235,7 @@ def _forwards(model: Model, spec: GenerationSpec) -> Iterator[tuple[str, Branch]
         yield from ((expert, branch) for branch in rule.branches(ctx, text, NO_CONDITIONS))
 
 
-def _counted(model: Model, spec: GenerationSpec) -> Any:
+def _counted(model: Model, spec: GenerationSpec) -> Count:
     """`work(expert, branch)`, which counts each kind of forward once."""
 
     @functools.cache
@@ -243,7 +245,7 @@ def _counted(model: Model, spec: GenerationSpec) -> Any:
     return lambda expert, branch: work(expert, tuple(branch.skip_blocks), branch.nag)
 
 
-def _tables(forwards: list[tuple[str, Branch]], work: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def _tables(forwards: list[tuple[str, Branch]], work: Count) -> tuple[dict[str, Any], dict[str, Any]]:
     """How many forwards, and their operations, by expert and branch."""
     counts: dict[str, Counter[str]] = {}
     flops: dict[str, Counter[str]] = {}
