@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from wanlab.stages import encode_conditions as encode_conditions
     from wanlab.stages import encode_text as encode_text
     from wanlab.stages import post as post
+    from wanlab.study import estimate as estimate
     from wanlab.widgets import compare as compare
 
 _HOMES = {  # public name -> the module of this package that it lives in
@@ -50,6 +51,7 @@ _HOMES = {  # public name -> the module of this package that it lives in
     "encode_conditions": "stages",
     "encode_text": "stages",
     "post": "stages",
+    "estimate": "study",
     "compare": "widgets",
 }
 

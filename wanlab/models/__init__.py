@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 from wanlab.registry import lazy
 
 if TYPE_CHECKING:
-    from wanlab.models._load import load, skeleton
+    from wanlab.models._load import describe, load, skeleton
     from wanlab.models._offers import Offers
     from wanlab.models._parts import ModelPart
     from wanlab.models._shrink import shrink
     from wanlab.models.base import Media, Model
 
 _HOME = {
+    "describe": "_load",
     "load": "_load",
     "skeleton": "_load",
     "ModelPart": "_parts",
@@ -25,5 +26,5 @@ _HOME = {
     "Media": "base",
     "Model": "base",
 }
-__all__ = ["Media", "Model", "ModelPart", "Offers", "load", "shrink", "skeleton"]
+__all__ = ["Media", "Model", "ModelPart", "Offers", "describe", "load", "shrink", "skeleton"]
 __getattr__ = lazy(__name__, _HOME)

@@ -15,6 +15,7 @@ from wanlab.models._folder import INDEX
 from wanlab.models.base import Model
 from wanlab.registry import FAMILIES
 from wanlab.spec import GenerationSpec
+from wanlab.spec.parts import WeightsSpec
 
 
 def load(
@@ -40,12 +41,7 @@ def load(
             f"{definition.id} cannot run yet. {definition.missing}", remedy="wanlab.catalogue() lists all"
         )
     family: type[Model] = FAMILIES.get(definition.family)
-    defaults = catalog.user_defaults(definition)
-    base = what if isinstance(what, GenerationSpec) else GenerationSpec.of({**defaults, "model": definition.id})
-    legal = type(base.weights).model_fields
-    if wrong := sorted(set(weights_changes) - set(legal)):
-        raise WanlabError(f"load takes no {wrong[0]!r}", choices=legal, remedy="Other settings belong to model.spec()")
-    chosen = base.with_(**weights_changes).weights
+    defaults, chosen = _settings(what, definition, weights_changes)
     checkpoint = weights.locate(
         definition,
         stored_as=chosen.stored_as,
@@ -54,10 +50,47 @@ def load(
         allow_pickle=allow_pickle,
     )
     model = family(definition, checkpoint, pick_device(device), chosen)
-    if isinstance(what, GenerationSpec) or weights_changes:  # the user's own choice of weights is not what was loaded
-        defaults["weights"] = dict(definition.spec.get("weights", {}))
     model.defaults = defaults
     return model
+
+
+def describe(what: Any, *, device: str | torch.device = "cpu", **weights_changes: Any) -> Model:
+    """A model of a definition without any weights: it resolves specs and counts, and cannot run.
+
+    `what`, `device` and `weights_changes` as for `load`; a definition that cannot run yet may be described too. Reads
+    no file but definitions and the user's defaults. Whatever needs a network raises WanlabError.
+    Raises WanlabError for a family that is not there, and for a definition whose architecture lacks a part.
+    """
+    definition = _find(what)
+    family: type[Model] = FAMILIES.get(definition.family)
+    defaults, chosen = _settings(what, definition, weights_changes)
+    catalog.check_stored_as(definition, chosen.stored_as)
+    place = Path(f"the definition of {definition.id}")
+    parts = {name: weights.Component(name, (), config, place) for name, config in definition.architecture.items()}
+    model = family(definition, weights.Checkpoint(definition.id, parts), pick_device(device), chosen)
+    model.stored_as = _stored_as(definition, chosen.stored_as)
+    model.defaults = defaults
+    return model
+
+
+def _stored_as(definition: catalog.Definition, word: str) -> str:
+    """How the transformer's weights are stored of which a word would be loaded, by the definition."""
+    source = definition.weights.components.get("transformer")
+    return "float" if source is None else catalog.choose(source.variants, word).stored_as
+
+
+def _settings(
+    what: Any, definition: catalog.Definition, weights_changes: dict[str, Any]
+) -> tuple[dict[str, Any], WeightsSpec]:
+    """The defaults of a model's specs, and the choice of weights to load it with."""
+    defaults = catalog.user_defaults(definition)
+    base = what if isinstance(what, GenerationSpec) else GenerationSpec.of({**defaults, "model": definition.id})
+    legal = type(base.weights).model_fields
+    if wrong := sorted(set(weights_changes) - set(legal)):
+        raise WanlabError(f"load takes no {wrong[0]!r}", choices=legal, remedy="Other settings belong to model.spec()")
+    if isinstance(what, GenerationSpec) or weights_changes:  # the user's own choice of weights is not what was loaded
+        defaults = {**defaults, "weights": dict(definition.spec.get("weights", {}))}
+    return defaults, base.with_(**weights_changes).weights
 
 
 def _find(what: Any) -> catalog.Definition:

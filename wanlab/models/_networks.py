@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import abc
 import functools
+import html
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NoReturn
 
 import torch
 
@@ -64,8 +65,15 @@ class Networks(abc.ABC):
         dtype = self.vae_dtype if name == "vae" else self.dtype
         cls = self.component_class(name)
         component = self._component(name)
+        if self.is_described:
+            return ModelPart(component, dtype, functools.partial(_refuse, self.id, name))
         load = functools.partial(weights.load_component, cls, component, dtype, self.device, self.check)
         return ModelPart(component, dtype, load)
+
+    @property
+    def is_described(self) -> bool:
+        """Whether it was made by `describe`, without weights: whatever needs a network raises WanlabError."""
+        return self.checkpoint.folder is None and not any(c.files for c in self.checkpoint.components.values())
 
     def _component(self, name: str) -> Component:
         """Files and configuration of a part. Raises WanlabError for a configuration that is no object."""
@@ -77,6 +85,8 @@ class Networks(abc.ABC):
 
     def side_folder(self, name: str) -> Path | None:
         """The folder of what is no network (tokenizer, image_processor); None where the checkpoint has none."""
+        if self.is_described:
+            _refuse(self.id, name)
         folder = self.checkpoint.tokenizers.get(name)
         if folder is None and self.checkpoint.folder is not None:
             folder = self.checkpoint.folder / name
@@ -150,6 +160,8 @@ class Networks(abc.ABC):
     @functools.cached_property
     def fingerprint(self) -> str:
         """Digest of the weight files, equal on every machine that has the same ones."""
+        if self.is_described:
+            _refuse(self.id, "fingerprint")
         return self.checkpoint.fingerprint()
 
     def config(self, component: str) -> dict[str, Any]:
@@ -157,6 +169,26 @@ class Networks(abc.ABC):
         signature = inspect.signature(self.component_class(component).__init__)
         defaults = {p.name: p.default for p in signature.parameters.values() if p.default is not p.empty}
         return {**defaults, **self.parts[component].component.config}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.id!r}, {self.device}, {_word(self.dtype)})"
+
+    def _repr_html_(self) -> str:
+        title = html.escape(self.definition.title or self.id)
+        rows = "".join(
+            f'<tr><td style="text-align:left">{html.escape(p.name)}</td>'
+            f"<td>{p.num_bytes / 1e6:,.1f} MB</td>"
+            f"<td>{'loaded' if p.loaded else 'described' if self.is_described else 'on disk'}</td></tr>"
+            for p in self.parts.values()
+        )
+        return f"<b>{title}</b> ({html.escape(self.id)}) on {self.device}, {_word(self.dtype)}<table>{rows}</table>"
+
+
+def _refuse(model: str, what: str, into: Any = None) -> NoReturn:
+    raise WanlabError(
+        f"{model} is described only: its weights are not loaded, so it has no {what}",
+        remedy=f"wanlab.load({model!r}) makes a model that runs",
+    )
 
 
 def _concrete_dtype(word: str, device: torch.device) -> torch.dtype:
@@ -166,3 +198,7 @@ def _concrete_dtype(word: str, device: torch.device) -> torch.dtype:
     if device.type != "cuda":
         return torch.float32
     return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
+
+
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

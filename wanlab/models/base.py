@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import functools
-import html
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, cast
@@ -23,6 +22,7 @@ from wanlab.models._offers import Offers, offers
 from wanlab.models._parts import Stacks
 from wanlab.models._preview import look
 from wanlab.models._resolve import resolve
+from wanlab.models._workload import Workload, assembled
 from wanlab.registry import GUIDANCE, SAMPLERS
 from wanlab.sites import NO_CONDITIONS, Branch, Conditions, Handle, Stack, StepContext, Streams, skipping
 from wanlab.spec import GenerationSpec
@@ -287,6 +287,17 @@ class Model(Networks):
             streams = stack.run(streams)
         return self.head(streams, ctx)
 
+    def workload(self, spec: GenerationSpec, branch: Branch | None = None, expert: str | None = None) -> Workload:
+        """Floating-point operations of one forward of a spec, from the configurations alone; see `Workload`.
+
+        `branch` counts by its `skip_blocks` and `nag`; None skips nothing. `expert`: default the first.
+        """
+        return assembled(self, spec, branch, expert)
+
+    @abc.abstractmethod
+    def _work(self, spec: GenerationSpec, network: Mapping[str, Any], nag: bool) -> Workload:
+        """The workload of a resolved spec on the network of a configuration."""
+
     # Text, conditions, media
 
     @abc.abstractmethod
@@ -381,20 +392,3 @@ class Model(Networks):
         """
         maps = self.constants.get("latent_rgb")
         return None if maps is None else look(latents, maps)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.id!r}, {self.device}, {_word(self.dtype)})"
-
-    def _repr_html_(self) -> str:
-        title = html.escape(self.definition.title or self.id)
-        rows = "".join(
-            f'<tr><td style="text-align:left">{html.escape(p.name)}</td>'
-            f"<td>{p.num_bytes / 1e6:,.1f} MB</td>"
-            f"<td>{'loaded' if p.loaded else 'on disk'}</td></tr>"
-            for p in self.parts.values()
-        )
-        return f"<b>{title}</b> ({html.escape(self.id)}) on {self.device}, {_word(self.dtype)}<table>{rows}</table>"
-
-
-def _word(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

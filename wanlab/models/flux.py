@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -21,6 +21,7 @@ from wanlab.attention.sdpa import sdpa
 from wanlab.errors import WanlabError
 from wanlab.models._processor import SiteProcessor
 from wanlab.models._tokenizer import count_tokens, load_tokenizer
+from wanlab.models._workload import BlockWork, Workload, attend, dense
 from wanlab.models.base import Check, Geometry, Model
 from wanlab.registry import FAMILIES
 from wanlab.sites import AttentionSite, BlockPlan, Branch, Layout, Stack, StepContext, Streams
@@ -32,6 +33,7 @@ _COMPONENTS = {
     "transformer": FluxTransformer2DModel,
     "vae": AutoencoderKL,
 }
+_TIME_FREQUENCIES = 256  # of the timestep and of the guidance scale
 _PACK = 2  # latent pixels of a token along height and width
 
 
@@ -137,6 +139,28 @@ class Flux(Model):
         _, height, width = streams.grid
         return rearrange(tokens, "b (h w) (c p q) -> b c 1 (h p) (w q)", h=height, w=width, p=_PACK, q=_PACK)
 
+    def _work(self, spec: GenerationSpec, network: Mapping[str, Any], nag: bool) -> Workload:
+        text = spec.text.max_text_tokens
+        assert text, "a resolved spec has it"
+        _, _, height, width = self.latent_shape(spec)
+        image, dim = height * width // _PACK**2, network["num_attention_heads"] * network["attention_head_dim"]
+        out = network["patch_size"] ** 2 * (network["out_channels"] or network["in_channels"])
+        scalars = [(_TIME_FREQUENCIES, dim), (dim, dim)] * (2 if network["guidance_embeds"] else 1)
+        embed = dense(1, *scalars, (network["pooled_projection_dim"], dim), (dim, dim))
+        embed += dense(text, (network["joint_attention_dim"], dim)) + dense(image, (network["in_channels"], dim))
+        entries = [_double_work(f"transformer_blocks.{i}", image, text, dim) for i in range(network["num_layers"])]
+        entries += [
+            _single_work(f"single_transformer_blocks.{i}", image + text, dim)
+            for i in range(network["num_single_layers"])
+        ]
+        return Workload(
+            entries=tuple(entries),
+            tokens={"text": (text, dim), "image": (image, dim)},
+            changed=("text", "image"),
+            embed=embed,
+            head=dense(1, (dim, 2 * dim)) + dense(image, (dim, out)),
+        )
+
     def _scaled(self, value: float | Tensor, batch: int) -> Tensor:
         """A scalar as (B,) in the network's dtype: rounded to it before it is scaled, as FluxPipeline does."""
         return torch.as_tensor(value, dtype=torch.float32, device=self.device).to(self.dtype).expand(batch)
@@ -184,6 +208,32 @@ def run_block(block: Callable[..., Any], streams: Streams) -> Streams:
     # Single blocks give slices of one tensor, and a graph made for whole ones does not fit those. `contiguous()` would
     # keep the slice's stride of a batch of 1.
     return streams.with_tokens(text=_whole(text), image=_whole(image))
+
+
+def _double_work(name: str, image: int, text: int, dim: int) -> BlockWork:
+    """Operations of a FluxTransformerBlock; its norms' are of the layers that scale and shift."""
+    one, up, down = (dim, dim), (dim, 4 * dim), (4 * dim, dim)
+    kernel = attend(image + text, image + text, dim)
+    parts = {
+        "norm1": dense(1, (dim, 6 * dim)),
+        "norm1_context": dense(1, (dim, 6 * dim)),
+        "attn": kernel + dense(image + text, one, one, one, one),
+        "ff": dense(image, up, down),
+        "ff_context": dense(text, up, down),
+    }
+    return BlockWork(name, "double", parts, {"attn": kernel})
+
+
+def _single_work(name: str, tokens: int, dim: int) -> BlockWork:
+    """Operations of a FluxSingleTransformerBlock."""
+    one, kernel = (dim, dim), attend(tokens, tokens, dim)
+    parts = {
+        "norm": dense(1, (dim, 3 * dim)),
+        "attn": kernel + dense(tokens, one, one, one),
+        "proj_mlp": dense(tokens, (dim, 4 * dim)),
+        "proj_out": dense(tokens, (5 * dim, dim)),
+    }
+    return BlockWork(name, "single", parts, {"attn": kernel})
 
 
 def _whole(x: Tensor) -> Tensor:

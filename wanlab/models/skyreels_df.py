@@ -9,6 +9,7 @@ SkyReels-V2 (arXiv:2504.13074). The split is bit-equal to SkyReelsV2Transformer3
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
 
@@ -18,7 +19,9 @@ from torch import Tensor
 from wanlab import media
 from wanlab.errors import WanlabError
 from wanlab.models import _wan_inputs as inputs
+from wanlab.models import _wan_work as work
 from wanlab.models._window import check_window
+from wanlab.models._workload import Workload, dense
 from wanlab.models.base import Geometry
 from wanlab.models.skyreels import SkyReels
 from wanlab.models.wan import share
@@ -182,6 +185,15 @@ class SkyReelsDF(SkyReels):
 
     def velocity(self, latents: Tensor, ctx: StepContext, branch: Branch) -> Tensor:
         return super().velocity(latents, ctx, branch)[:, :, : latents.shape[2]]
+
+    def _work(self, spec: GenerationSpec, network: Mapping[str, Any], nag: bool) -> Workload:
+        found, dim = super()._work(spec, network, nag), work.width(network)
+        pace = dense(1, (dim, dim), (dim, 6 * dim)) if network["inject_sample_info"] else 0
+        return replace(found, embed=found.embed + pace)
+
+    def _lengths(self, spec: GenerationSpec, network: Mapping[str, Any], nag: bool) -> work.Lengths:
+        found, frames = super()._lengths(spec, network, nag), self._num_frames(spec)
+        return replace(found, grid=(frames, *found.grid[1:]), image=0, times=frames)
 
     # What it is told
 

@@ -9,7 +9,8 @@ given, as in VACE's own code; diffusers turns it round.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -20,7 +21,9 @@ from torch.nn import functional
 
 from wanlab.errors import WanlabError
 from wanlab.models import _wan_inputs as inputs
+from wanlab.models import _wan_work as work
 from wanlab.models._wan_blocks import PARTS, attention_sites, context, plan_block, run_block
+from wanlab.models._workload import Workload
 from wanlab.models.wan import Wan, share
 from wanlab.registry import FAMILIES
 from wanlab.sites import BlockPlan, Branch, Conditions, Layout, Stack, StepContext, Streams
@@ -96,6 +99,22 @@ class Vace(Wan):
     def finish(self, latents: Tensor, conditions: Conditions) -> Tensor:
         num_references = 0 if conditions.reference_frames is None else conditions.reference_frames.shape[2]
         return latents[:, :, num_references:]
+
+    def _work(self, spec: GenerationSpec, network: Mapping[str, Any], nag: bool) -> Workload:
+        at, plain = self._lengths(spec, network, nag), super()._work(spec, network, nag)
+        names = _CONTROLS[: 1 if spec.media.video_2 is None else 2]
+        places = {place: i for i, place in enumerate(network["vace_layers"])}
+        entries = []
+        for i, entry in enumerate(plain.entries):
+            hint = [work.hint_block(places[i], network, at, len(names))] if i in places else []
+            entries += [*hint, entry]
+        return replace(
+            plain,
+            entries=tuple(entries),
+            tokens={**plain.tokens, **dict.fromkeys(names, plain.tokens["video"])},
+            changed=("video", *names),
+            embed=plain.embed + len(names) * work.patches(network, network["vace_in_channels"], at.video),
+        )
 
     # What it is told
 

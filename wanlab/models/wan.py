@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import html
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
 
@@ -20,10 +21,12 @@ from transformers import CLIPVisionModel, UMT5EncoderModel
 from wanlab import media
 from wanlab.errors import WanlabError
 from wanlab.models import _wan_inputs as inputs
+from wanlab.models import _wan_work as work
 from wanlab.models._rope import riflex_length, rope_tables
 from wanlab.models._tokenizer import count_tokens, load_tokenizer
 from wanlab.models._wan_blocks import per_token, plan_block
 from wanlab.models._wan_vae import decode_clip
+from wanlab.models._workload import Workload
 from wanlab.models.base import Check, Geometry, Model
 from wanlab.registry import FAMILIES
 from wanlab.sites import NO_CONDITIONS, Branch, Conditions, Layout, Stack, StepContext, Streams
@@ -194,6 +197,37 @@ class Wan(Model):
         tokens = network.proj_out(tokens).unflatten(1, streams.grid).unflatten(-1, (*network.config.patch_size, -1))
         # (B, T, H, W, pt, ph, pw, C) to (B, C, T pt, H ph, W pw)
         return tokens.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
+
+    # What it costs
+
+    def _work(self, spec: GenerationSpec, network: Mapping[str, Any], nag: bool) -> Workload:
+        return work.forward(network, self._lengths(spec, network, nag))
+
+    def _lengths(self, spec: GenerationSpec, network: Mapping[str, Any], nag: bool) -> work.Lengths:
+        """What enters a forward of a resolved spec; pictures that the network needs count if they are not given too."""
+        text = spec.text.max_text_tokens
+        assert text, "a resolved spec has it"
+        frames, height, width = (
+            n // p for n, p in zip(self.latent_shape(spec)[1:], network["patch_size"], strict=True)
+        )
+        is_first_clean = spec.media.image is not None and not self._reads_frames
+        return work.Lengths(
+            grid=(frames, height, width),
+            text=text,
+            negative=text if nag else 0,
+            image=self._num_image_tokens,
+            times=2 if is_first_clean else 1,
+        )
+
+    @functools.cached_property
+    def _num_image_tokens(self) -> int:
+        """Tokens of what CLIP sees: of each picture its patches and one of the whole."""
+        if not self._reads_frames or self._network["image_dim"] is None:
+            return 0
+        given = dict(self.parts["image_encoder"].component.config)
+        config = self.component_class("image_encoder").config_class.from_dict(given)
+        pictures = 1 if self._network["pos_embed_seq_len"] is None else 2
+        return int(pictures * ((config.image_size // config.patch_size) ** 2 + 1))
 
     # Pictures and video
 

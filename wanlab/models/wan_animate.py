@@ -8,7 +8,7 @@ The split is bit-equal to WanAnimateTransformer3DModel, which reads the face aga
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
@@ -19,9 +19,11 @@ from torch import Tensor
 from wanlab.attention.sdpa import sdpa
 from wanlab.errors import WanlabError
 from wanlab.models import _wan_inputs as inputs
+from wanlab.models import _wan_work as work
 from wanlab.models._processor import SiteProcessor
 from wanlab.models._wan_blocks import plan_block
 from wanlab.models._window import check_window
+from wanlab.models._workload import Workload
 from wanlab.models.base import Geometry
 from wanlab.models.wan import Wan, share
 from wanlab.registry import FAMILIES
@@ -105,6 +107,19 @@ class WanAnimate(Wan):
 
     def finish(self, latents: Tensor, conditions: Conditions) -> Tensor:
         return latents[:, :, 1:]
+
+    def _work(self, spec: GenerationSpec, network: Mapping[str, Any], nag: bool) -> Workload:
+        at, plain = self._lengths(spec, network, nag), super()._work(spec, network, nag)
+        every, per_frame = network["inject_face_latents_blocks"], network["face_encoder_num_heads"] + 1
+        entries = []
+        for i, entry in enumerate(plain.entries):
+            face = [] if i % every else [work.face_block(i // every, network, at, per_frame)]
+            entries += [entry, *face]
+        frames, height, width = at.grid
+        pose = work.patches(network, network["latent_channels"], (frames - 1) * height * width)
+        face_tokens = (frames * per_frame, work.width(network))
+        tokens = {**plain.tokens, "face": face_tokens}
+        return replace(plain, entries=tuple(entries), tokens=tokens, embed=plain.embed + pose)
 
     # What it is told
 

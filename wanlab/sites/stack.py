@@ -17,7 +17,7 @@ from wanlab.sites.lock import RunLock
 
 Apply = Callable[[Callable[..., object], Streams], Streams]
 """`apply(module, streams)`: call a block's module, or its compiled form, on the streams."""
-_BESIDE = ("hint", "face")  # kinds of blocks that are in no network's main list
+BESIDE = ("hint", "face")  # kinds of blocks that are in no network's main list
 _RECOMPILE_LIMIT = 64  # a session may meet many sizes and backends; torch's 8 makes the ninth an error
 
 
@@ -136,7 +136,7 @@ class Stack:
 
         Raises WanlabError for a block that is not there.
         """
-        blocks = [entry for entry in self.entries if entry.kind not in _BESIDE]
+        blocks = [entry for entry in self.entries if entry.kind not in BESIDE]
         if not 0 <= index < len(blocks):
             raise WanlabError(f"There is no block {index}; {self.name} has {len(blocks)}, counted from 0")
         return blocks[index]
@@ -144,14 +144,14 @@ class Stack:
     @property
     def num_main(self) -> int:
         """Blocks of the network's own list."""
-        return sum(entry.kind not in _BESIDE for entry in self.entries)
+        return sum(entry.kind not in BESIDE for entry in self.entries)
 
     def cut(self, num_main: int) -> int:
         """Where the stack may be cut after its first `num_main` blocks, those beside it (hints, faces) not counted.
 
         An index for `run`: a hint stays with the block that reads it, a face with the block before it.
         """
-        places = [i for i, entry in enumerate(self.entries) if entry.kind not in _BESIDE]
+        places = [i for i, entry in enumerate(self.entries) if entry.kind not in BESIDE]
         if num_main >= len(places):
             return len(self.entries)
         place = places[num_main]

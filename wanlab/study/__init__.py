@@ -1,5 +1,41 @@
-"""Studies of results and methods."""
+"""Studies of results and methods. The names below load on first use: comparing results needs no torch."""
 
-from wanlab.study.side_by_side import Comparison, compare
+from __future__ import annotations
 
-__all__ = ["Comparison", "compare"]
+from typing import TYPE_CHECKING
+
+from wanlab.registry import lazy
+
+if TYPE_CHECKING:
+    from wanlab.study._cards import Card
+    from wanlab.study._estimate import CachePrediction, Estimate, Floor, estimate
+    from wanlab.study._measure import Samples, Speedup, Timing, measure
+    from wanlab.study.side_by_side import Comparison, compare
+
+_HOME = {
+    "Card": "_cards",
+    "CachePrediction": "_estimate",
+    "Estimate": "_estimate",
+    "Floor": "_estimate",
+    "estimate": "_estimate",
+    "Samples": "_measure",
+    "Speedup": "_measure",
+    "Timing": "_measure",
+    "measure": "_measure",
+    "Comparison": "side_by_side",
+    "compare": "side_by_side",
+}
+__all__ = [
+    "CachePrediction",
+    "Card",
+    "Comparison",
+    "Estimate",
+    "Floor",
+    "Samples",
+    "Speedup",
+    "Timing",
+    "compare",
+    "estimate",
+    "measure",
+]
+__getattr__ = lazy(__name__, _HOME)

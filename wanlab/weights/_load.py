@@ -87,6 +87,14 @@ def _load(
     return module.to(device).eval().requires_grad_(False)
 
 
+def loaded_bytes(cls: type[nn.Module], component: Component, dtype: torch.dtype) -> int:
+    """Bytes that a network's parameters take in memory, by its configuration alone; tied ones count once."""
+    module = _build(cls, component)
+    kept = _kept_in_float32(module, dtype)
+    sizes = (torch.float32 if kept & set(name.split(".")) else dtype for name, _ in module.named_parameters())
+    return sum(p.numel() * size.itemsize for p, size in zip(module.parameters(), sizes, strict=True))
+
+
 def _read(
     plan: Plan, dtype: torch.dtype, kept: set[str], device: torch.device, check: Callable[[], None]
 ) -> Iterator[tuple[str, torch.Tensor]]:
