@@ -171,7 +171,7 @@ class PartCache(Cache):
 
 
 def by_branch(run: Run, whole: Iterable[bool]) -> dict[str, list[bool]]:
-    """What `whole` says of each of `run.forwards`, as rows of steps by the clock's branch; True where it does not run."""
+    """What `whole` says of each of `run.forwards`, as rows of steps by branch; True where a branch does not run."""
     found: dict[str, list[bool]] = {}
     for (step, _, branch), value in zip(run.forwards, whole, strict=True):
         found.setdefault(branch, [True] * run.num_steps)[step] = value
@@ -204,6 +204,15 @@ def _outputs(model: Any, work: Any, kind: str, part: str) -> tuple[str, ...]:
     if part == "attn":
         return tuple(work.changed)
     return ("text",) if part == "ff_context" else tuple(model.outputs)
+
+
+def output_numbers(run: Run) -> int:
+    """Numbers that the network gives for one sample and branch, those of frames that are cut off later included."""
+    network = run.model.config(run.experts[0])
+    patch, channels = network["patch_size"], network["out_channels"] or network["in_channels"]
+    tokens = run.model.workload(run.spec, expert=run.experts[0]).tokens
+    each = channels * (patch**2 if isinstance(patch, int) else prod(patch))
+    return each * sum(tokens[name][0] for name in run.model.outputs)
 
 
 def level(ctx: StepContext) -> float:

@@ -14,9 +14,8 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from wanlab.caches._cache import Cache, Memory
-from wanlab.caches._parts import PartCache, by_branch
+from wanlab.caches._parts import PartCache, by_branch, output_numbers
 from wanlab.caches._run import Run
-from wanlab.caches._size import latent_bytes
 from wanlab.errors import WanlabError
 from wanlab.registry import CACHES
 from wanlab.sites import Branch, Handle, StepContext
@@ -116,7 +115,7 @@ class TaylorSeer(PartCache):
     def _output_bytes(self, run: Run) -> int:
         computed = Counter((expert, branch) for expert, branch, is_due in self._outputs(run) if is_due)
         held = sum(self.num_kept(n) * (branch.count("+") + 1) for (_, branch), n in computed.items())
-        return held * latent_bytes(run, self._itemsize(run))
+        return held * output_numbers(run) * self._itemsize(run)
 
     def num_kept(self, computed: int) -> int:
         return min(self.options.max_order + 1, computed)
