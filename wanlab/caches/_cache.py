@@ -6,7 +6,7 @@ import abc
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,13 +62,14 @@ class Cache(abc.ABC):
 
     A method that runs all blocks or none overrides `decide` and, to look at tensors, `signal`. One that splits the
     stack overrides `around_stack`, one that skips embedding and head too `around_forward` with `level = "forward"`,
-    one that keeps single modules' outputs `around_part` with `level = "part"`. All work through `memory(ctx)` and tell
+    one that keeps single modules' outputs `around_part`, and `around_forward` around all of them, with
+    `level = "part"`. All work through `memory(ctx)` and tell
     `did(ctx, share)` what they did. The first forward of an expert, branch and window has nothing to reuse.
     """
 
     method: str = ""
-    level: ClassVar[str] = "stack"
-    """Which sites it is attached to: "stack", "forward" or "part"."""
+    level: str = "stack"
+    """Which sites it is attached to: "stack", "forward", or "part", which is around the forward too."""
 
     class Options(Part):
         """No options."""
@@ -179,20 +180,20 @@ class Cache(abc.ABC):
     def _wrap(self, stack: Stack, handles: list[Handle]) -> None:
         if self.level == "stack":
             handles.append(stack.site.wrap(self._around_stack, "cache"))
-        elif self.level == "forward":
-            assert stack.forward is not None, "a model's stack"
-            handles.append(stack.forward.wrap(self._around_forward, "cache"))
-        else:
-            assert self.level == "part", self.level
-            for entry in stack:
-                handles += [entry.parts[name].wrap(self._part(entry, name), "cache") for name in self.parts(entry)]
+            return
+        assert self.level in ("forward", "part"), self.level
+        assert stack.forward is not None, "a model's stack"
+        handles.append(stack.forward.wrap(self._around_forward, "cache"))
+        for entry in stack if self.level == "part" else ():
+            handles += [entry.parts[name].wrap(self._part(entry, name), "cache") for name in self.parts(entry)]
 
     def _begin(self, ctx: StepContext) -> None:
         """The clock: a run that starts anew forgets the one before."""
         if self._paused:
             return
-        again = ctx.step in self.memory(ctx).shares
-        if again or (self._ctx is not None and ctx.step < self._ctx.step):
+        last = self._ctx
+        again = ctx.step in self.memory(ctx).shares or (last is not None and _same_forward(last, ctx))
+        if again or (last is not None and ctx.step < last.step):
             self.reset()
         self._ctx = ctx
 
@@ -273,6 +274,11 @@ class Cache(abc.ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.options!r})"
+
+
+def _same_forward(a: StepContext, b: StepContext) -> bool:
+    """Whether a forward began twice: the first time it was stopped before it could say what it did."""
+    return (a.step, a.expert, a.branch, a.window) == (b.step, b.expert, b.branch, b.window)
 
 
 def _float64(value: Any) -> Tensor:

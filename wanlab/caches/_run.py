@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from wanlab.registry import GUIDANCE
-from wanlab.sites import NO_CONDITIONS, StepContext
+from wanlab.sites import NO_CONDITIONS, Branch, StepContext
 from wanlab.spec import GenerationSpec
 
 
@@ -28,13 +28,18 @@ class Run:
     """Names of each step's guidance branches in the order in which they run, before any batching."""
     constants: Mapping[str, Any] = field(default_factory=dict)
     """The model's, from its definition."""
+    skip_blocks: Mapping[tuple[int, str], tuple[int, ...]] = field(default_factory=dict)
+    """(step, branch) -> blocks that its guidance leaves out, indices as in `Stack.main`."""
 
     @classmethod
     def of(cls, model: Any, spec: GenerationSpec) -> Run:
         """The run that a spec describes."""
         sigmas = tuple(model.sigmas(spec).tolist())
         experts = tuple(model.experts(spec))
-        return cls(model, spec, sigmas, experts, _branches(spec, sigmas, experts), model.constants)
+        branches = _branches(spec, sigmas, experts)
+        names = tuple(tuple(branch.name for branch in found) for found in branches)
+        skipped = {(step, b.name): b.skip_blocks for step, found in enumerate(branches) for b in found}
+        return cls(model, spec, sigmas, experts, names, model.constants, skipped)
 
     @property
     def num_steps(self) -> int:
@@ -71,7 +76,7 @@ class Run:
         return [i for i, name in enumerate(self.experts) if name == expert]
 
 
-def _branches(spec: GenerationSpec, sigmas: tuple[float, ...], experts: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+def _branches(spec: GenerationSpec, sigmas: tuple[float, ...], experts: tuple[str, ...]) -> list[list[Branch]]:
     rule = GUIDANCE.get(spec.guidance.method)(spec.guidance, spec.guidance.bind())
     nothing: dict[str, Tensor] = {}
     text = {"prompt": nothing, "negative_prompt": nothing}
@@ -79,5 +84,5 @@ def _branches(spec: GenerationSpec, sigmas: tuple[float, ...], experts: tuple[st
     found = []
     for step, expert in enumerate(experts):
         ctx = replace(clock, step=step, sigma=sigmas[step], expert=expert)
-        found.append(tuple(branch.name for branch in rule.branches(ctx, text, NO_CONDITIONS)))
-    return tuple(found)
+        found.append(rule.branches(ctx, text, NO_CONDITIONS))
+    return found

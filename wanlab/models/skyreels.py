@@ -14,7 +14,7 @@ from diffusers import SkyReelsV2Transformer3DModel
 from transformers import CLIPVisionModelWithProjection
 
 from wanlab.errors import WanlabError
-from wanlab.models._wan_blocks import attention_sites, context
+from wanlab.models._wan_blocks import PARTS, attention_sites, context
 from wanlab.models.wan import Wan
 from wanlab.registry import FAMILIES
 from wanlab.sites import BlockPlan, Layout, Stack, Streams
@@ -46,7 +46,7 @@ class SkyReels(Wan):
                 remedy="If it is such a checkpoint, its definition's family is skyreels_df",
             )
         plans = [
-            BlockPlan(name, "block", block, run_skyreels_block, attention_sites(name, block, layout, self.lock))
+            BlockPlan(name, "block", block, run_skyreels_block, attention_sites(name, block, layout, self.lock), PARTS)
             for name, block in ((f"blocks.{i}", block) for i, block in enumerate(network.blocks))
         ]
         return Stack(expert, network, plans, layout, self.lock)

@@ -8,12 +8,15 @@ from wanlab.registry import lazy
 
 if TYPE_CHECKING:
     from wanlab.study._cards import Card
+    from wanlab.study._counterfactual import Counterfactual, counterfactual
     from wanlab.study._estimate import CachePrediction, Estimate, Floor, estimate
     from wanlab.study._measure import Samples, Speedup, Timing, measure
     from wanlab.study.side_by_side import Comparison, compare
 
 _HOME = {
     "Card": "_cards",
+    "Counterfactual": "_counterfactual",
+    "counterfactual": "_counterfactual",
     "CachePrediction": "_estimate",
     "Estimate": "_estimate",
     "Floor": "_estimate",
@@ -29,12 +32,14 @@ __all__ = [
     "CachePrediction",
     "Card",
     "Comparison",
+    "Counterfactual",
     "Estimate",
     "Floor",
     "Samples",
     "Speedup",
     "Timing",
     "compare",
+    "counterfactual",
     "estimate",
     "measure",
 ]

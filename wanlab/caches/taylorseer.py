@@ -1,0 +1,173 @@
+"""TaylorSeer: between computed steps a tensor is extrapolated by its Taylor polynomial in the step number."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor
+
+from wanlab.caches._cache import Cache, Memory
+from wanlab.caches._parts import PartCache, by_branch, output_numbers
+from wanlab.caches._run import Run
+from wanlab.errors import WanlabError
+from wanlab.registry import CACHES
+from wanlab.sites import Branch, Handle, StepContext
+from wanlab.spec import Part
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_OUTPUT = "velocity"
+
+
+@CACHES.register("taylorseer")
+class TaylorSeer(PartCache):
+    """Compute every `interval`-th step of a branch and extrapolate in between; interval=1 is exact.
+
+    After a computed step D_0 is the tensor, D_i+1 = (D_i - its value at the computed step before) / (steps between
+    them) as far as there are any; k steps later sum D_i k^i / i! stands for it. max_order=0 is FORA: the tensor itself.
+    Each branch of each expert has its own schedule, which starts with `warmup_steps` computed forwards; what a branch
+    has not computed for an interval, because it was away or guidance left the block out, is computed.
+    Source: arXiv:2503.06923; Shenyi-Z/TaylorSeer 288776d, TaylorSeer-Wan2.1/wan/taylorseer. Its schedule, not
+    diffusers', whose first interval after the warm-up has two steps.
+    """
+
+    options: Options
+
+    class Options(Part):
+        """When to compute, and what to extrapolate; the defaults are those of TaylorSeer for Wan2.1."""
+
+        interval: PositiveInt = 5
+        """Steps from one computed step to the next."""
+        max_order: int = Field(1, ge=0, le=4)
+        """Highest derivative."""
+        warmup_steps: PositiveInt = 1
+        """First steps of every expert that are computed."""
+        modules: Literal["last_block", "all"] = "last_block"
+        """last_block: what the network gives after its last block, as in diffusers' lite mode; nothing else runs. all:
+        what each attention and feed-forward of every block gives, at (max_order + 1) * 3 * blocks times the memory of
+        a branch's tokens."""
+        factor_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+        """What derivatives are kept in; auto is the network's dtype."""
+
+    def __init__(self, options: Part | None = None) -> None:
+        super().__init__(options)
+        self.level = "part" if self.options.modules == "all" else "forward"
+        self._run: Run | None = None
+
+    def prepare(self, run: Run) -> Cache:
+        self._run = run
+        return super().prepare(run)
+
+    def attach(self, model: Any) -> Handle:
+        """As `Cache.attach`. Raises WanlabError if the device has not as much memory free as the run will hold."""
+        handle = super().attach(model)
+        try:
+            self._check_memory(model)
+        except BaseException:
+            handle.remove()
+            raise
+        return handle
+
+    def _check_memory(self, model: Any) -> None:
+        if self._run is None or self.options.modules != "all":
+            return
+        need, free = self.predict(self._run), free_bytes(model.device)
+        if free is not None and need > free:
+            raise WanlabError(
+                f"taylorseer with modules = 'all' will hold {need / 1e9:,.1f} GB beside the network, and "
+                f"{free / 1e9:,.1f} GB are free on {model.device}",
+                remedy=f"modules = 'last_block' holds {self._output_bytes(self._run) / 1e9:,.2f} GB; a lower max_order "
+                "or factor_dtype 'bfloat16' less than now",
+            )
+
+    # The schedule
+
+    def due(self, part: str, index: int, gap: int | None, sigma: float) -> bool:
+        return gap is None or index < self.options.warmup_steps or gap >= self.options.interval
+
+    def forced(self, run: Run) -> Mapping[str, list[bool]] | None:
+        if self.options.modules == "all":
+            return super().forced(run)
+        return by_branch(run, (is_due for _, _, is_due in self._outputs(run)))
+
+    def _outputs(self, run: Run) -> list[tuple[str, str, bool]]:
+        """(expert, branch, whether it is computed) of every forward's output."""
+        found, indices, last = [], Counter[tuple[str, str]](), dict[tuple[str, str], int]()
+        for step, *key in run.forwards:
+            expert, branch = key
+            gap = step - last[expert, branch] if (expert, branch) in last else None
+            is_due = self.due(_OUTPUT, indices[expert, branch], gap, run.sigmas[step])
+            indices[expert, branch] += 1
+            if is_due:
+                last[expert, branch] = step
+            found.append((expert, branch, is_due))
+        return found
+
+    def predict(self, run: Run) -> int:
+        return super().predict(run) if self.options.modules == "all" else self._output_bytes(run)
+
+    def _output_bytes(self, run: Run) -> int:
+        computed = Counter((expert, branch) for expert, branch, is_due in self._outputs(run) if is_due)
+        held = sum(self.num_kept(n) * (branch.count("+") + 1) for (_, branch), n in computed.items())
+        return held * output_numbers(run) * self._itemsize(run)
+
+    def num_kept(self, computed: int) -> int:
+        return min(self.options.max_order + 1, computed)
+
+    def _itemsize(self, run: Run) -> int:
+        return int(_DTYPES.get(self.options.factor_dtype, run.model.dtype).itemsize)
+
+    # The polynomial
+
+    def around_forward(self, call: Callable[..., Tensor], latents: Tensor, ctx: StepContext, branch: Branch) -> Tensor:
+        if self.level == "part":
+            return super().around_forward(call, latents, ctx, branch)
+        memory = self.memory(ctx)
+        gap = ctx.step - int(memory.numbers[_OUTPUT]) if _OUTPUT in memory.numbers else None
+        if gap is not None and not self.due(_OUTPUT, len(memory.shares), gap, 0.0):
+            self.did(ctx, 0.0)
+            return self.recall(memory, _OUTPUT, gap)[0]
+        velocity = call(latents, ctx, branch)
+        self.keep(memory, _OUTPUT, (velocity,), gap)
+        memory.numbers[_OUTPUT] = ctx.step
+        self.did(ctx, 1.0)
+        return velocity
+
+    def keep(self, memory: Memory, name: str, outputs: tuple[Tensor, ...], gap: int | None) -> None:
+        dtype = _DTYPES.get(self.options.factor_dtype)
+        for i, output in enumerate(outputs):
+            factors = [output]
+            for order in range(self.options.max_order):
+                before = memory.tensors.get(f"{name}.{i}.{order}")
+                if before is None or gap is None:
+                    break
+                factors.append((factors[order] - before.to(output.dtype)) / gap)
+            memory.tensors |= {f"{name}.{i}.{order}": factor.to(dtype) for order, factor in enumerate(factors)}
+
+    def recall(self, memory: Memory, name: str, gap: int) -> tuple[Tensor, ...]:
+        outputs = []
+        while f"{name}.{len(outputs)}.0" in memory.tensors:
+            at = f"{name}.{len(outputs)}"
+            factors = [
+                memory.tensors[f"{at}.{k}"] for k in range(self.options.max_order + 1) if f"{at}.{k}" in memory.tensors
+            ]
+            terms = (factor.to(self._model.dtype) * (gap**k / math.factorial(k)) for k, factor in enumerate(factors))
+            outputs.append(sum(terms, start=next(terms)))
+        return tuple(outputs)
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Bytes that can still be had on a device; None where that is not known."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + unused
+    if device.type != "cpu" or not sys.platform.startswith("linux"):
+        return None
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
