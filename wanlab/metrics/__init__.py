@@ -20,10 +20,11 @@ from wanlab.metrics._frames import (
     psnr_per_frame,
 )
 from wanlab.metrics._latents import Drift, DriftCurve, drift, latent_psnr
-from wanlab.metrics._lpips import lpips, lpips_per_frame, vbench
+from wanlab.metrics._lpips import lpips, lpips_per_frame
 from wanlab.metrics._perceptual import flip, flip_per_frame, ssimulacra2, ssimulacra2_per_frame
 from wanlab.metrics._saved import CodecFloor, FileDistance, codec_floor, compare_files
 from wanlab.metrics._structural import ms_ssim, ms_ssim_fits, ssim, ssim_per_frame
+from wanlab.metrics._vbench import vbench
 
 __all__ = [
     "EQUAL_FRAME",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from wanlab.weights import read_header
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Of each convolution: its number in torchvision's `features`, kernel, stride, padding, and whether a max-pool precedes.
+# Of each convolution: number in torchvision's `features`, kernel, stride, padding, whether a max-pool precedes.
 _CONVOLUTIONS = (
     (0, 11, 4, 2, False),
     (3, 5, 1, 2, True),
@@ -40,8 +40,8 @@ def lpips(
 
     trunk: torchvision's AlexNet ("features.0.weight", ..; other entries are not read). heads: the lpips package's
     weights/v0.1/alex.pth ("lin0.model.1.weight", ..). Either as safetensors, or as .pth through torch's reader that
-    runs no code. spatial: the mean of the map at the frames' size, as TeaCache's and VideoSys' scripts take it; False is
-    the paper's mean of each layer. Raises WanlabError for files that are missing, unsafe or of another network, and
+    runs no code. spatial: the mean of the map at the frames' size, as TeaCache's and VideoSys' scripts take it; False
+    is the paper's mean of each layer. Raises WanlabError for files that are missing, unsafe or of another network, and
     for a side under 31 pixels. Source: Zhang et al. 2018; repository richzhang/PerceptualSimilarity at commit 082bb24.
     """
     return float(lpips_per_frame(reference, other, trunk=trunk, heads=heads, spatial=spatial, device=device).mean())
@@ -147,12 +147,3 @@ def _read(path: Path, what: str) -> Weights:
     from safetensors.torch import load_file
 
     return load_file(path)
-
-
-def vbench(*arguments: Any, **options: Any) -> Any:
-    """VBench's scores are not computed here yet; always raises WanlabError that says how to get them."""
-    raise WanlabError(
-        "wanlab does not run VBench yet: about ten checkpoints and an evaluator that no test here covers",
-        remedy="Save clips with Result.save and run the vbench package on them, VBENCH_CACHE_DIR naming its checkpoints "
-        "and HF_HUB_OFFLINE=1",
-    )

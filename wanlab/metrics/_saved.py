@@ -12,7 +12,6 @@ from wanlab.errors import WanlabError
 from wanlab.files import read_json
 from wanlab.metrics._frames import Array, check_pair, frame_distances
 from wanlab.metrics._structural import ssim
-from wanlab.spec import GenerationSpec
 
 
 @dataclass(frozen=True)
@@ -88,6 +87,8 @@ def _distance(a: Array, b: Array, floor: CodecFloor | None) -> FileDistance:
 
 def _crf(comment: str, path: Path) -> int:
     """The quality that a file's own spec asked for."""
+    from wanlab.spec import GenerationSpec  # here: numbers of frames need no pydantic
+
     try:
         inside = read_json(comment if comment.startswith("{") else "{}", max_bytes=video.MAX_COMMENT)["wanlab"]
         return GenerationSpec.from_json(inside["spec"]).output.crf
