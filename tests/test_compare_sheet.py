@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from typing import Any
 
@@ -39,9 +38,9 @@ def test_a_row_a_result_with_the_settings_that_differ(clips: list[Any], sheet: p
     assert isinstance(sheet, pandas.DataFrame)
     assert sheet["label"].tolist() == wanlab.compare(*clips).labels
     assert sheet["cache"].tolist() == ["none", "fixed", "none"]
-    assert sheet["num_frames"].tolist() == [5, 5, 9]
-    assert sheet["prompt"].tolist()[2].startswith("<img")
-    assert "seed" not in sheet
+    assert sheet["size.num_frames"].tolist() == [5, 5, 9]
+    assert sheet["text.prompt"].tolist()[2].startswith("<img")
+    assert not [name for name in sheet if "seed" in name]
     assert sheet.attrs["reference"] == sheet["label"][0]
 
 
@@ -85,18 +84,17 @@ def test_every_number_has_a_unit_and_a_meaning(sheet: pandas.DataFrame) -> None:
     assert set(numbers) == set(sheet.attrs["units"]) == set(sheet.attrs["meaning"])
 
 
-def test_records_that_say_less_leave_gaps(clips: list[Any]) -> None:
+@pytest.mark.parametrize("cache", [{}, {"reused": 2}, {"reused": 0, "computed": 0}, {"ideal_speedup": None}, None])
+def test_records_that_say_less_leave_gaps(clips: list[Any], cache: dict[str, Any] | None) -> None:
     """A record of another version or another tool: any key of the cache's report may be missing."""
     first, second = clips[:2]
-    for cache in ({}, {"reused": 2}, {"reused": 0, "computed": 0}, {"ideal_speedup": None, "hits": 3}, None):
-        record = second.record.with_(resolved={"ran": {"cache": cache} if cache is not None else {}}, timings={})
-        other = wanlab.Result(second.frames, None, second.spec, record, second.fps)
-        row = compare(first, other).sheet.iloc[1]
-        assert row["skipped_forwards"] == cache["reused"] if cache and "reused" in cache else True
-        assert pandas.isna(row[["hit_rate", "ideal_speedup", "realised_speedup", "efficiency"]]).all()
-        assert math.isnan(row["latent_psnr_db"])
-        assert math.isnan(row["denoise_seconds"])
-        assert row["ssim"] > 0
+    record = second.record.with_(resolved={"ran": {} if cache is None else {"cache": cache}}, timings={})
+    row = compare(first, wanlab.Result(second.frames, None, second.spec, record, second.fps)).sheet.iloc[1]
+    expected = (cache or {}).get("reused")
+    assert pandas.isna(row["skipped_forwards"]) if expected is None else row["skipped_forwards"] == expected
+    gaps = ["hit_rate", "ideal_speedup", "realised_speedup", "efficiency", "state_bytes", "latent_psnr_db"]
+    assert pandas.isna(row[[*gaps, "denoise_seconds", "total_seconds"]]).all()
+    assert row["ssim"] > 0
 
 
 def test_missing_packages_leave_a_gap_that_says_why(clips: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,8 +121,10 @@ def test_it_is_shown_with_dashes_and_escaped(sheet: pandas.DataFrame) -> None:
     assert "<img" not in page
     assert "&lt;img" in page
     assert "161 x 161" in page
+    assert f"<td>{sheet['peak_bytes'][0]:,}</td>" in page
     assert "–" in sheet[["label", "psnr_clip_db"]]._repr_html_()
     assert "–" in sheet.T._repr_html_()
+    assert "–" in pandas.concat([sheet, sheet], axis=1)._repr_html_()  # each name twice
 
 
 def test_it_is_computed_on_first_use_and_once(clips: list[Any]) -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 from tests.test_metrics import smooth
 from wanlab import metrics
 from wanlab.errors import WanlabError
+from wanlab.metrics import _ffmpeg
 from wanlab.metrics._ffmpeg import run_ffmpeg
 
 imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
@@ -84,6 +85,17 @@ def test_vmaf_refuses_what_would_crash_it() -> None:
         metrics.vmaf(a[:, :16], b[:, :16])
 
 
+def test_a_full_disk_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = smooth(32, 48)
+    monkeypatch.setattr(_ffmpeg.np, "ascontiguousarray", _no_room)
+    with pytest.raises(WanlabError, match=r"9,216 bytes.*No space left.*TMPDIR"):
+        metrics.vmaf(a, b)
+
+
+def _no_room(frames: np.ndarray) -> np.ndarray:
+    raise OSError(28, "No space left on device")
+
+
 def program(folder: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     """Take a shell script for ffmpeg."""
     path = folder / "ffmpeg"
@@ -103,8 +115,8 @@ def test_failures_of_ffmpeg_are_named_with_its_last_line(tmp_path: Path, monkeyp
     with pytest.raises(WanlabError, match=r"signal 11"):
         metrics.xpsnr(a, b)
     program(tmp_path, monkeypatch, "echo waiting >&2; exec tail -f /dev/null")
-    with pytest.raises(WanlabError, match=r"stopped after 0.5 seconds; its last line: waiting"):
-        metrics.vmaf(a, b, timeout=0.5)
+    with pytest.raises(WanlabError, match=r"stopped after 1.5 seconds; its last line: waiting"):
+        metrics.vmaf(a, b, timeout=1.5)
     program(tmp_path, monkeypatch, "exit 0")
     with pytest.raises(WanlabError, match="wrote no scores"):
         metrics.vmaf(a, b)

@@ -138,6 +138,8 @@ def test_files_of_something_else_are_named(files: dict[str, Path], tmp_path: Pat
         metrics.lpips(a, b, trunk=tmp_path / "missing.safetensors", heads=files["heads"])
     with pytest.raises(WanlabError, match=r"missing\.pth"):
         metrics.lpips(a, b, trunk=tmp_path / "missing.pth", heads=files["heads"])
+    with pytest.raises(WanlabError, match="device 'abacus'"):
+        metrics.lpips(a, b, **files, device="abacus")
     wide = heads() | {"lin2.model.1.weight": torch.rand(1, 9, 1, 1)}
     save_file(wide, tmp_path / "wide.safetensors")
     with pytest.raises(WanlabError, match="does not fit"):
@@ -149,5 +151,5 @@ def test_files_of_something_else_are_named(files: dict[str, Path], tmp_path: Pat
 
 
 def test_vbench_says_that_it_is_not_there() -> None:
-    with pytest.raises(WanlabError, match="VBench yet.*VBENCH_CACHE_DIR.*HF_HUB_OFFLINE"):
+    with pytest.raises(WanlabError, match=r"VBench yet.*VBENCH_CACHE_DIR.*HF_HUB_OFFLINE"):
         metrics.vbench("clip.mp4")

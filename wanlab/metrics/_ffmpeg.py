@@ -25,7 +25,7 @@ from wanlab.metrics._frames import Array, check_pair
 TIMEOUT = 600.0
 """Seconds that one call of ffmpeg may take unless told otherwise."""
 SMALLEST_VMAF = 17
-"""Pixels of a side. At 16 the fourth scale of libvmaf's wavelets has one column, and ffmpeg 9.0.2 crashes."""
+"""Pixels of a side. With 16 or fewer ffmpeg 9.0.2 crashes; from 17 to 33, and beside 64, every size was tried."""
 _MODEL = "vmaf_v0.6.1"
 _TO_YUV = "scale=out_color_matrix=bt709:out_range=limited:flags=bicubic+accurate_rnd+full_chroma_int,format=yuv420p"
 _XPSNR_LINE = re.compile(r"^n: *\d+ +XPSNR y: *(\S+) +XPSNR u: *(\S+) +XPSNR v: *(\S+)")
@@ -49,7 +49,7 @@ class Xpsnr:
 
 
 def vmaf(reference: Array, other: Array, *, timeout: float = TIMEOUT) -> float:
-    """VMAF of a clip, 0 to 100: the mean over frames. An equal clip scores about 97 to 100, not always 100.
+    """VMAF of a clip, 0 to 100: the mean over frames. An equal clip scores nearly 100, not always 100.
 
     Model vmaf_v0.6.1, built into the binary and made for 1080p seen from three picture heights: frames are not scaled,
     so that the scores of smaller ones compare with each other only. 80 frames of 832 x 480 take about a second.
@@ -108,8 +108,14 @@ def _compare(reference: Array, other: Array, measure: str, fps: float, timeout: 
     form = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{fps:g}", "-i"]
     graph = f"[0:v]{_TO_YUV}[other];[1:v]{_TO_YUV}[reference];[other][reference]{measure}"
     with tempfile.TemporaryDirectory(prefix="wanlab-") as folder:
-        for name, frames in (("other", other), ("reference", reference)):
-            np.ascontiguousarray(frames).tofile(Path(folder) / name)
+        try:
+            for name, frames in (("other", other), ("reference", reference)):
+                np.ascontiguousarray(frames).tofile(Path(folder) / name)
+        except OSError as error:
+            raise WanlabError(
+                f"No room for {2 * reference.nbytes:,} bytes of frames in {folder} ({error})",
+                remedy="Free some, or name another folder in TMPDIR.",
+            ) from None
         run_ffmpeg([*form, "other", *form, "reference", "-lavfi", graph, "-f", "null", "-"], folder, timeout)
         try:
             return (Path(folder) / "scores").read_text()

@@ -57,9 +57,13 @@ def lpips_per_frame(
     height, width = reference.shape[1:3]
     if min(height, width) < _SMALLEST:
         raise WanlabError(f"LPIPS needs frames of at least {_SMALLEST} x {_SMALLEST} pixels, got {width} x {height}")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # a word it does not know, or a device that is not here
+        raise WanlabError(f"LPIPS cannot run on device {shorten(device)}: {str(error).splitlines()[0]}") from None
     layers, lines = _trunk(Path(trunk), device), _heads(Path(heads), device)
     _check_sizes(layers, lines, Path(trunk), Path(heads))
-    with torch.no_grad():
+    with torch.inference_mode():
         pairs = zip(reference, other, strict=True)
         return np.array([_distance(_scaled(x, device), _scaled(y, device), layers, lines, spatial) for x, y in pairs])
 

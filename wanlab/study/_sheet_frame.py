@@ -6,6 +6,7 @@ import html
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas
 
 _DASH = "–"
@@ -26,7 +27,7 @@ class Sheet(pandas.DataFrame):
         return Sheet
 
     def _repr_html_(self) -> str:
-        shown = pandas.DataFrame({name: [_cell(value) for value in self[name]] for name in self.columns}, self.index)
+        shown = self.astype(object).map(_cell)  # as object, so that whole numbers beside gaps stay whole
         notes = "".join(
             f"<br><small>{html.escape(name)}: {html.escape(note)}</small>"
             for name, note in self.attrs.get("notes", {}).items()
@@ -40,4 +41,4 @@ def _cell(value: Any) -> str:
         return _DASH
     if isinstance(value, float):
         return f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    return f"{value:,}" if isinstance(value, int | np.integer) and not isinstance(value, bool) else str(value)

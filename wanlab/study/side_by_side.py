@@ -48,7 +48,7 @@ class Comparison:
 
     @cached_property
     def settings(self) -> list[dict[str, Any]]:
-        """For each result, its values of the settings in which any differs from the first, named as in `with_`."""
+        """For each result, its values of the settings in which any differs from the first: dotted name -> value."""
         diffs = [self.results[0].spec.diff(r.spec) for r in self.results]
         names = sorted({name for diff in diffs for name in diff})
         first = {name: diff[name][0] for diff in diffs for name in diff}
@@ -95,7 +95,7 @@ class Comparison:
             "flicker": metrics.flicker(result.frames),
             "seconds": result.seconds.get("total"),
             "denoise_seconds": result.seconds.get("denoise"),
-            "skipped_forwards": result.skipped_forwards,
+            "skipped_forwards": (result.ran.get("cache") or {}).get("reused"),
         }
 
     @cached_property
