@@ -27,11 +27,11 @@ PURPOSES = {  # extra -> what it is for
     "cluster": "sweeps on several machines",
     "frame": "tables of sweeps",
     "memory": "models larger than the GPU",
-    "metrics": "VMAF and FLIP",
+    "metrics": "VMAF, XPSNR, FLIP and SSIMULACRA2",
     "prep": "poses and edges from a video",
     "upscale": "larger frames",
 }
-PLANNED = {"attention", "cluster", "frame", "memory", "metrics", "prep", "upscale"}
+PLANNED = {"attention", "cluster", "frame", "memory", "prep", "upscale"}
 """Extras that no method uses yet; a test sees when that changes."""
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -20,6 +20,10 @@ from wanlab.details import in_words
 from wanlab.errors import WanlabError, shorten
 from wanlab.inline import enlargement, player
 from wanlab.result import Result
+from wanlab.study._sheet import sheet
+
+if TYPE_CHECKING:
+    import pandas
 
 _COLUMNS = 4  # clips in a row of the composited video
 _LINES = 3  # of a label above a clip; the table shows all of it
@@ -34,7 +38,7 @@ _WORD = 12  # characters of a word in the table's heads before it may break
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """What `compare` returns: `.rows`, `.labels`, `.frames`, `.per_frame`, `.save("x.mp4")`.
+    """What `compare` returns: `.rows`, `.labels`, `.sheet`, `.frames`, `.per_frame`, `.save("x.mp4")`.
 
     The first result is the one the others are measured against. In a notebook it shows itself as one video and one
     table. Nothing in them needs JavaScript, so they survive saving, mailing and reopening the notebook.
@@ -43,16 +47,29 @@ class Comparison:
     results: tuple[Result, ...]
 
     @cached_property
-    def labels(self) -> list[str]:
-        """For each result, the settings in which it differs from the first; the first shows its own values of them.
-
-        A setting is named as in `spec.with_`; an option that the result's method lacks, or that is empty, is left out.
-        """
+    def settings(self) -> list[dict[str, Any]]:
+        """For each result, its values of the settings in which any differs from the first: dotted name -> value."""
         diffs = [self.results[0].spec.diff(r.spec) for r in self.results]
         names = sorted({name for diff in diffs for name in diff})
         first = {name: diff[name][0] for diff in diffs for name in diff}
-        own = [{name: diff[name][1] if name in diff else first[name] for name in names} for diff in diffs]
-        return [in_words(values) or "same spec" for values in own]
+        return [{name: diff[name][1] if name in diff else first[name] for name in names} for diff in diffs]
+
+    @cached_property
+    def labels(self) -> list[str]:
+        """For each result, the settings in which it differs from the first; the first shows its own values of them.
+
+        An option that the result's method lacks, or that is empty, is left out.
+        """
+        return [in_words(values) or "same spec" for values in self.settings]
+
+    @cached_property
+    def sheet(self) -> pandas.DataFrame:
+        """A pandas DataFrame, one row a result: settings that differ, distances to the first, seconds, what was saved.
+
+        Computed on first use, which takes a second or more for long clips (VMAF, MS-SSIM); units and meanings are in
+        `sheet.attrs`, and so is why a measure has no number, such as a package of `wanlab[metrics]` that is missing.
+        """
+        return sheet(self.results, self.labels, self.settings, self.rows)
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
@@ -78,7 +95,7 @@ class Comparison:
             "flicker": metrics.flicker(result.frames),
             "seconds": result.seconds.get("total"),
             "denoise_seconds": result.seconds.get("denoise"),
-            "skipped_forwards": result.skipped_forwards,
+            "skipped_forwards": (result.ran.get("cache") or {}).get("reused"),
         }
 
     @cached_property
