@@ -191,8 +191,9 @@ class Cache(abc.ABC):
         """The clock: a run that starts anew forgets the one before."""
         if self._paused:
             return
-        again = ctx.step in self.memory(ctx).shares
-        if again or (self._ctx is not None and ctx.step < self._ctx.step):
+        last = self._ctx
+        again = ctx.step in self.memory(ctx).shares or (last is not None and _same_forward(last, ctx))
+        if again or (last is not None and ctx.step < last.step):
             self.reset()
         self._ctx = ctx
 
@@ -273,6 +274,11 @@ class Cache(abc.ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.options!r})"
+
+
+def _same_forward(a: StepContext, b: StepContext) -> bool:
+    """Whether a forward began twice: the first time it was stopped before it could say what it did."""
+    return (a.step, a.expert, a.branch, a.window) == (b.step, b.expert, b.branch, b.window)
 
 
 def _float64(value: Any) -> Tensor:
