@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from wanlab import guidance
 from wanlab.caches import Cache
 from wanlab.models import Model
 from wanlab.sites import NO_CONDITIONS, Branch, Conditions, StepContext
@@ -33,8 +32,14 @@ class Loop:
         self.levels = model.sigmas(self.spec).tolist()
         self.experts = model.experts(self.spec)
         self.text = model.encode_text(self.spec)["prompt"]
+        self.noise = model.initial_noise(self.spec)
         self.ran: dict[tuple[str, int], set[int]] = defaultdict(set)
         """(branch, step) -> the entries of the stack whose linear layers all ran."""
+
+    @functools.cached_property
+    def plain(self) -> Tensor:
+        """What the noise becomes without a cache."""
+        return self.run(self.noise)
 
     def run(self, latents: Tensor, start: int = 0, stop: int = STEPS, branches: Branches = both) -> Tensor:
         for step in range(start, stop):
@@ -110,6 +115,3 @@ def workload(model: Model, conditions: Conditions = NO_CONDITIONS) -> Any:
         )
 
     return torch.no_grad()(look)
-
-
-__all__ = ["STEPS", "Loop", "Stop", "both", "guidance", "replace", "shares", "workload"]

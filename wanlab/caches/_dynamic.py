@@ -51,6 +51,6 @@ def check_reuse(method: str, forced: Sequence[bool], remedy: str) -> None:
     """Raise WanlabError where every step is computed whatever the content, so that the cache could reuse nothing."""
     if all(forced):
         raise WanlabError(
-            f"{method} computes every one of these {len(forced)} steps whatever they contain, so it would reuse nothing",
+            f"{method} computes each of these {len(forced)} steps whatever they contain: it would reuse nothing",
             remedy=remedy,
         )
