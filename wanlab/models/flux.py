@@ -41,6 +41,7 @@ class Flux(Model):
 
     family = "flux"
     outputs = ("image",)
+    cache_signal = "content"
     pipelines = ("FluxPipeline",)
     encoders = ("text_encoder", "text_encoder_2")
 
@@ -136,6 +137,10 @@ class Flux(Model):
         tokens = network.proj_out(network.norm_out(streams.tokens["image"], streams.modulation["time"]))
         _, height, width = streams.grid
         return rearrange(tokens, "b (h w) (c p q) -> b c 1 (h p) (w q)", h=height, w=width, p=_PACK, q=_PACK)
+
+    def modulated_input(self, streams: Streams, expert: str) -> Tensor:
+        block = cast(Any, self.stacks[expert].network).transformer_blocks[0]
+        return cast(Tensor, block.norm1(streams.tokens["image"], emb=streams.modulation["time"])[0])
 
     def _scaled(self, value: float | Tensor, batch: int) -> Tensor:
         """A scalar as (B,) in the network's dtype: rounded to it before it is scaled, as FluxPipeline does."""
