@@ -93,7 +93,6 @@ class Static(Cache):
 
     def check(self, run: Run) -> None:
         self._check_constants(run)
-        self.masks(run)
         if all(mask.all() for mask in self.most(run).values()):
             raise WanlabError(
                 f"{self.method} computes all of these {run.num_steps} steps, whatever the threshold: they are too few, "

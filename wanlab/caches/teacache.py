@@ -186,10 +186,6 @@ class TeaCache(Static):
     # Where the signal is the timestep
 
     def masks(self, run: Run) -> dict[str, Mask]:
-        """See `Static`; where content decides, what is certain before the run."""
-        if run.model.cache_signal == "content":
-            self._polynomials(run)
-            return self._masks(run, {}, 0.0)
         steps = {expert: self._increments(run, expert) for expert in dict.fromkeys(run.experts)}
         return self._masks(run, steps, self._threshold(run, steps))
 
@@ -215,7 +211,7 @@ class TeaCache(Static):
 
     def _increments(self, run: Run, expert: str) -> Floats:
         own = run.steps_of(expert)
-        timesteps = _timesteps(run)[own]
+        timesteps = step_timesteps(run)[own]
         rows = run.model.time_embeddings(timesteps, expert, projected=self.options.ret_steps)
         found = increments(changes(rows, len(own)), self._polynomials(run)[expert])
         return found if self.options.speedup is None else np.abs(found)
@@ -256,6 +252,7 @@ class TeaCache(Static):
         if run.model.cache_signal == "content":
             self._check_content(run)
         super().check(run)
+        self._polynomials(run)
 
     def _check_content(self, run: Run) -> None:
         for name in ("speedup", "ret_steps"):
@@ -304,7 +301,7 @@ class TeaCache(Static):
         return True
 
 
-def _timesteps(run: Run) -> Tensor:
+def step_timesteps(run: Run) -> Tensor:
     """What the network is told at each step, (num_steps,) float32."""
     sampler = SAMPLERS.get(run.spec.sampling.sampler)(run.model.sigmas(run.spec), _no_noise)
     return cast(Tensor, torch.as_tensor([sampler.clock(i, 1)[1] for i in range(run.num_steps)], dtype=torch.float32))

@@ -48,6 +48,11 @@ def _tensors(model: Wan, expert: str, names: list[str]) -> dict[str, Tensor]:
     if part.loaded:
         module: Any = part.module.condition_embedder
         return {name: module.get_parameter(name).detach().to("cpu", torch.float32) for name in names}
+    if not part.component.files:
+        raise WanlabError(
+            f"The plan needs the time embedding of {model.id}, which is read from its weights, and they are not here",
+            remedy=f"Load the model: wanlab.load({model.id!r})",
+        )
     cls = model.component_class(expert)
     found = weights.load_tensors(cls, part.component, [_PLACE + name for name in names], part.dtype, check=model.check)
     return {name.removeprefix(_PLACE): value.float() for name, value in found.items()}
