@@ -54,7 +54,7 @@ def calibrate(  # noqa: PLR0913 - a method's own settings are none of the spec's
         raise unknown("method to calibrate", method, METHODS)
     if isinstance(prompts, str) or not prompts or not seeds:
         raise WanlabError(
-            f"{len(prompts)} prompts and {len(seeds)} seeds", remedy="Give a list of at least one of each"
+            f"prompts = {shorten(prompts, 60)}, seeds = {shorten(seeds, 60)}", remedy="Give a list of each"
         )
     base = (model.spec() if spec is None else spec).with_(cache="none", batch_branches=False)
     run = caches.Run.of(model, base.resolve(model))

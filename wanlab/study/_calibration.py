@@ -125,7 +125,7 @@ class Calibration(Part):
             first = list(values)[0::2]
             axes.plot([(i + 1) / len(first) for i in range(len(first))], first, "--", linewidth=1, label=label)
         axes.set_xlabel("share of the steps")
-        axes.set_ylabel("residual's norm by that of the step before")
+        axes.set_ylabel("norm by that of the step before")
 
     def _draw_polynomials(self, axes: Any) -> None:
         import numpy as np
