@@ -5,9 +5,6 @@ The README's table is this test's result; `WANLAB_WRITE_TABLE=1 pytest tests/tes
 
 from __future__ import annotations
 
-import os
-import re
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,17 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pytest
-import torch
 from torch import Tensor
 
 import wanlab
 from tests.test_shrink import given
 from tests.tiny import tiny_flux
-from wanlab import caches, catalog
-from wanlab.errors import WanlabError
+from wanlab import catalog
 from wanlab.models import shrink
-from wanlab.registry import CACHES
 from wanlab.sites import StepContext
 
 README = Path(__file__).parent.parent / "README.md"

@@ -29,11 +29,22 @@ def attach(model: Any, spec: GenerationSpec) -> Iterator[Cache | None]:
 
 def check(model: Any, spec: GenerationSpec) -> None:
     """Raise WanlabError if the spec's cache does not fit the run that it describes; loads no weights."""
-    prepared(model, spec)
+    _checked(model, spec)
 
 
 def prepared(model: Any, spec: GenerationSpec) -> Cache | None:
     """What will execute the spec's cache: of a static method, the `Fixed` that it lowers to. None for "none"."""
+    found = _checked(model, spec)
+    if found is None:
+        return None
+    cache, run = found
+    executor = cache.prepare(run)
+    executor.method = cache.method
+    return executor
+
+
+def _checked(model: Any, spec: GenerationSpec) -> tuple[Cache, Run] | None:
+    """The spec's cache, which fits the run that it describes."""
     if spec.cache.method == "none":
         return None
     cls: type[Cache] = CACHES.get(spec.cache.method)
@@ -50,16 +61,13 @@ def prepared(model: Any, spec: GenerationSpec) -> Cache | None:
         raise WanlabError(f"The cache {cache.method} cannot serve {model.id}. {why}", remedy="Choose another cache")
     run = Run.of(model, spec)
     cache.check(run)
-    executor = cache.prepare(run)
-    executor.method = cache.method
-    return executor
+    return cache, run
 
 
 def predict_bytes(model: Any, spec: GenerationSpec) -> int:
     """Bytes of state that the spec's cache will hold at the end of a run of one sample; 0 for "none"."""
-    if spec.cache.method == "none":
+    found = None if spec.cache.method == "none" else _checked(model, spec.resolve(model))
+    if found is None:
         return 0
-    spec = spec.resolve(model)
-    prepared(model, spec)
-    cache: Cache = CACHES.get(spec.cache.method)(spec.cache.bind())
-    return cache.predict(Run.of(model, spec))
+    cache, run = found
+    return cache.predict(run)

@@ -96,6 +96,10 @@ class Cache(abc.ABC):
         """What executes the method in this run: itself, or a `Fixed` that it lowers to."""
         return self
 
+    def forced(self, run: Run) -> Mapping[str, list[bool]] | None:
+        """Forwards that compute whatever the method finds, by the clock's branch: one entry a step; None: not known."""
+        return None
+
     @abc.abstractmethod
     def predict(self, run: Run) -> int:
         """Bytes of state that a run will hold at its end, from the model's configuration alone."""

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn
 
 import torch
+from torch import Tensor
 
 from wanlab import weights
 from wanlab.catalog import Definition
 from wanlab.errors import WanlabError
 from wanlab.models._folder import EXPERTS, check_architecture, read_index
 from wanlab.models._parts import ModelPart
-from wanlab.sites import RunLock
+from wanlab.sites import RunLock, Streams
 from wanlab.weights import Checkpoint, Component
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -38,6 +39,9 @@ class Networks(abc.ABC):
     """Token streams that are read after the last block."""
     optional_encoders: ClassVar[tuple[str, ...]] = ()
     """Encoders that only some checkpoints of the family have."""
+    cache_signal: ClassVar[Literal["", "time", "content"]] = ""
+    """What tells how far the blocks' output moves (TeaCache): the time embedding alone, so that `time_embeddings` knows
+    it before a run; the tokens too, which `modulated_input` gives at each forward; or nothing that is known."""
 
     def __init__(self, definition: Definition, checkpoint: Checkpoint, device: torch.device, chosen: Any) -> None:
         self.definition = definition
@@ -149,6 +153,19 @@ class Networks(abc.ABC):
         """A moment at which the generation may stop: asks the `check` of `checking`, if there is one."""
         if self._check is not None and not self.lock.held_elsewhere:
             self._check()
+
+    # What caches look at
+
+    def time_embeddings(self, timesteps: Tensor, expert: str, *, projected: bool = False) -> Tensor:
+        """The network's embedding of timesteps (N,): (N, D) float32 on the CPU; projected: its modulation of a block.
+
+        Reads only those tensors of the checkpoint and builds no network.
+        """
+        raise NotImplementedError(f"cache_signal of {type(self).__name__} is {self.cache_signal!r}")
+
+    def modulated_input(self, streams: Streams, expert: str) -> Tensor:
+        """The tokens as the first block's attention reads them, (B, L, D): normalised and modulated by the timestep."""
+        raise NotImplementedError(f"cache_signal of {type(self).__name__} is {self.cache_signal!r}")
 
     @functools.cached_property
     def stored_as(self) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from diffusers import SkyReelsV2Transformer3DModel
+from diffusers.models.transformers.transformer_skyreels_v2 import SkyReelsV2Timesteps
 from transformers import CLIPVisionModelWithProjection
 
 from wanlab.errors import WanlabError
@@ -27,6 +28,7 @@ class SkyReels(Wan):
     family = "skyreels"
     pipelines: tuple[str, ...] = ("SkyReelsV2Pipeline", "SkyReelsV2ImageToVideoPipeline")
     starts_from_video = False
+    frequencies = staticmethod(functools.partial(SkyReelsV2Timesteps, flip_sin_to_cos=True))
 
     @classmethod
     def component_class(cls, component: str) -> Any:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import functools
 import html
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from diffusers.models.embeddings import Timesteps
 from torch import Tensor
 from transformers import CLIPVisionModel, UMT5EncoderModel
 
@@ -25,6 +26,7 @@ from wanlab.models import _wan_work as work
 from wanlab.models._rope import riflex_length, rope_tables
 from wanlab.models._tokenizer import count_tokens, load_tokenizer
 from wanlab.models._wan_blocks import per_token, plan_block
+from wanlab.models._wan_time import time_embeddings
 from wanlab.models._wan_vae import decode_clip
 from wanlab.models._workload import Workload
 from wanlab.models.base import Check, Geometry, Model
@@ -46,6 +48,11 @@ class Wan(Model):
 
     family = "wan"
     nag = True
+    cache_signal = "time"
+    frequencies: Callable[[int], Any] = staticmethod(
+        functools.partial(Timesteps, flip_sin_to_cos=True, downscale_freq_shift=0)
+    )
+    """Makes the module that turns timesteps into sines and cosines, as the network's class does."""
     pipelines = ("WanPipeline", "WanImageToVideoPipeline", "WanVideoToVideoPipeline", "WanDMDPipeline")
     optional_encoders = ("image_encoder",)
     starts_from_video = True
@@ -166,6 +173,9 @@ class Wan(Model):
         projected = embedder.timesteps_proj(timestep).to(embedder.time_embedder.linear_1.weight.dtype)
         time = embedder.time_embedder(projected).to(self.dtype)
         return time, embedder.time_proj(embedder.act_fn(time)).unflatten(-1, (6, -1))
+
+    def time_embeddings(self, timesteps: Tensor, expert: str, *, projected: bool = False) -> Tensor:
+        return time_embeddings(self, timesteps, expert, projected)
 
     def _context(self, network: Any, branch: Branch, batch: int) -> Tensor:
         """What cross attention reads, (B, image tokens + text tokens, D)."""

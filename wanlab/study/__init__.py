@@ -7,13 +7,19 @@ from typing import TYPE_CHECKING
 from wanlab.registry import lazy
 
 if TYPE_CHECKING:
+    from wanlab.study._calibrate import calibrate, read_calibration
+    from wanlab.study._calibration import Calibration
     from wanlab.study._cards import Card
     from wanlab.study._counterfactual import Counterfactual, counterfactual
     from wanlab.study._estimate import CachePrediction, Estimate, Floor, estimate
     from wanlab.study._measure import Samples, Speedup, Timing, measure
+    from wanlab.study._plan import show_plan
     from wanlab.study.side_by_side import Comparison, compare
 
 _HOME = {
+    "calibrate": "_calibrate",
+    "read_calibration": "_calibrate",
+    "Calibration": "_calibration",
     "Card": "_cards",
     "Counterfactual": "_counterfactual",
     "counterfactual": "_counterfactual",
@@ -25,11 +31,13 @@ _HOME = {
     "Speedup": "_measure",
     "Timing": "_measure",
     "measure": "_measure",
+    "show_plan": "_plan",
     "Comparison": "side_by_side",
     "compare": "side_by_side",
 }
 __all__ = [
     "CachePrediction",
+    "Calibration",
     "Card",
     "Comparison",
     "Counterfactual",
@@ -38,9 +46,12 @@ __all__ = [
     "Samples",
     "Speedup",
     "Timing",
+    "calibrate",
     "compare",
     "counterfactual",
     "estimate",
     "measure",
+    "read_calibration",
+    "show_plan",
 ]
 __getattr__ = lazy(__name__, _HOME)

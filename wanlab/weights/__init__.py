@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from wanlab.weights._fetch import Transfer, download
     from wanlab.weights._header import Entry, Header, read_header
     from wanlab.weights._layouts import Layout, recognise
-    from wanlab.weights._load import load_component, load_module, loaded_bytes, unload
+    from wanlab.weights._load import load_component, load_module, load_tensors, loaded_bytes, unload
     from wanlab.weights._locate import locate
 
 _HOME = {
@@ -35,6 +35,7 @@ _HOME = {
     "recognise": "_layouts",
     "load_component": "_load",
     "load_module": "_load",
+    "load_tensors": "_load",
     "loaded_bytes": "_load",
     "unload": "_load",
     "locate": "_locate",
@@ -53,6 +54,7 @@ __all__ = [
     "fingerprint",
     "load_component",
     "load_module",
+    "load_tensors",
     "loaded_bytes",
     "locate",
     "read_header",

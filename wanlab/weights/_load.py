@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +16,7 @@ from wanlab.weights._component import Component, component_in
 from wanlab.weights._expand import expand
 from wanlab.weights._header import Entry, Header
 from wanlab.weights._layouts import Stored
-from wanlab.weights._match import Plan, check_family, match, open_files, tied
+from wanlab.weights._match import Plan, check_family, match, open_files, pick, tied
 from wanlab.weights._read import read_tensors
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -59,6 +59,25 @@ def load_component(
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)  # who keeps the error must not keep gigabytes
         raise
+
+
+def load_tensors(
+    cls: type[nn.Module],
+    component: Component,
+    names: Sequence[str],
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    check: Callable[[], None] = _go_on,
+) -> dict[str, torch.Tensor]:
+    """Some tensors of a component by their names in `cls`, equal to those that `load_component` puts there.
+
+    Nothing else of the files is read and nothing is built. Raises WanlabError as it does, and for names that the files
+    do not hold.
+    """
+    files = open_files(component)
+    check_family(cls, component, files)
+    plans, kept = pick(files, names, cls.__name__), _kept_in_float32(cls, dtype)
+    return {name: tensor for plan in plans for name, tensor in _read(plan, dtype, kept, torch.device(device), check)}
 
 
 def _load(
@@ -174,7 +193,7 @@ def _build(cls: type[Module], component: Component) -> Module:
         ) from error
 
 
-def _kept_in_float32(module: nn.Module, dtype: torch.dtype) -> set[str]:
+def _kept_in_float32(module: nn.Module | type[nn.Module], dtype: torch.dtype) -> set[str]:
     """Parts of parameter names that stay float32; transformers asks for it in float16 only, diffusers always."""
     names = set(getattr(module, "_keep_in_fp32_modules", None) or ())
     if hasattr(module, "config_class") and dtype != torch.float16:

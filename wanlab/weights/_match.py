@@ -151,6 +151,25 @@ def match(component: Component, files: list[Opened], module: nn.Module) -> list[
     return _later_wins(plans)
 
 
+def pick(files: list[Opened], names: Iterable[str], kind: str) -> list[Plan]:
+    """What to read for some tensors of a network, by their names in its module, with the shapes that the files have.
+
+    Raises WanlabError for names that no file holds.
+    """
+    wanted, plans = dict.fromkeys(names), []
+    for file in files:
+        plan = Plan(file.header)
+        for stored in file.tensors:
+            if not wanted.keys() & set(stored.names):
+                continue
+            plan.wanted.append(stored)
+            plan.shapes |= {name: stored.part_shape for name in stored.names if name in wanted}
+        plans.append(plan)
+    if missing := [name for name in wanted if not any(name in plan.shapes for plan in plans)]:
+        raise _unfit(files, kind, [], (missing, len(wanted)))
+    return _later_wins(plans)
+
+
 def _later_wins(plans: list[Plan]) -> list[Plan]:
     """A tensor that several files hold is read from the last of them."""
     taken: set[str] = set()
