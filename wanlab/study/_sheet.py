@@ -26,12 +26,12 @@ _DISTANCES = {  # column -> unit and meaning; all to the first result's frames o
 }
 _OWN = {
     "flicker_levels": ("of 255", "mean change from frame to frame, motion included"),
-    "skipped_forwards": ("forwards", "of the network, left out by a cache"),
-    "hit_rate": (_SHARE, "skipped forwards of all"),
-    "ideal_speedup": (_TIMES, "all forwards over computed ones"),
+    "skipped_forwards": ("forwards", "in which a cache reused something, wholly or in part"),
+    "hit_rate": (_SHARE, "skipped forwards of all forwards"),
+    "ideal_speedup": (_TIMES, "forwards over the sum of the shares that were computed; what free reuse would give"),
     "realised_speedup": (_TIMES, "the first result's seconds of denoising over this one's; loading counts, if any"),
     "efficiency": (_SHARE, "realised over ideal speed-up"),
-    "state_bytes": (_BYTES, "what the cache kept"),
+    "state_bytes": (_BYTES, "what the cache held at the end of the run"),
     "peak_bytes": (_BYTES, "peak memory of the GPU, on the CPU of the process"),
 }
 _WHOLE = ("max_abs_diff_levels", "skipped_forwards", "state_bytes", "peak_bytes")
