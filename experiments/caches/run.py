@@ -1,4 +1,4 @@
-"""Every cache at three operating points on wan_tiny: what it saves, what it costs, and whether prompts are still followed.
+"""Every cache at three operating points on wan_tiny: what it saves, what it costs, whether prompts are still followed.
 
     python experiments/caches/run.py --out experiments/caches/results/h100.json --films films   # one GPU, 8 minutes
     python experiments/caches/vmaf.py experiments/caches/results/h100.json --films films        # a CPU, 3 minutes
@@ -24,10 +24,11 @@ from typing import Any
 import av
 import numpy as np
 import torch
+from calibrate import options
 from points import points
 
 import wanlab
-from wanlab import metrics, runs, stages, study
+from wanlab import metrics, runs, stages
 from wanlab.shapes.captions import captions, read_caption, sample_scenes
 from wanlab.shapes.judge import judge
 
@@ -107,32 +108,32 @@ class Film:
         self._box.close()
 
 
-def every_point() -> Iterator[tuple[str, str, Any]]:
+def every_point(num_steps: int, folder: Path) -> Iterator[tuple[str, str, Any]]:
     """(method, name of the point, the cache of the spec), the plain run first."""
     yield PLAIN, PLAIN, PLAIN
-    for method, rows in points().items():
-        for name, options in rows.items():
-            yield method, name, {"method": method, **options}
+    for method, rows in points(num_steps, options(folder, num_steps)).items():
+        for name, cache in rows.items():
+            yield method, name, cache
 
 
-def warm(bench: Bench) -> None:
+def warm(bench: Bench, plan: list[Any]) -> None:
     """The first runs of every method choose kernels; they do not count."""
-    for _, _, cache in every_point():
+    for _, _, cache in plan:
         bench.clip("a red circle stays still on a black background", 0, cache)
 
 
-def run(bench: Bench, args: argparse.Namespace, pool: Executor) -> dict[str, Any]:
+def run(bench: Bench, plan: list[Any], args: argparse.Namespace, pool: Executor) -> dict[str, Any]:
     """rows: "method/point" -> {"method", "point", "options", "clips": [per prompt]}."""
     rows: dict[str, Any] = {}
     film = Film(args.films / "luma.mkv", bench.model.spec().size.width) if args.films else None
     waiting = []
     for number, prompt in enumerate(prompts(args.prompts)):
         plain: dict[str, Any] = {}
-        for method, name, cache in every_point():
+        for method, name, cache in plan:
             clip = bench.clip(prompt, number, cache)
             plain = plain or clip
             key = f"{method}/{name}"
-            row = rows.setdefault(key, {"method": method, "point": name, "options": cache, "clips": []})
+            row = rows.setdefault(key, {"method": method, "point": name, "cache": _short(cache), "clips": []})
             row["clips"].append({"prompt": number, "latent_psnr": latent_psnr(plain, clip), **summary(clip)})
             if number == 0 and clip["cache"]:
                 row["hit_map"], row["shares"] = clip["cache"]["hit_map"], clip["cache"]["shares"]
@@ -146,6 +147,12 @@ def run(bench: Bench, args: argparse.Namespace, pool: Executor) -> dict[str, Any
     if film is not None:
         film.close()
     return rows
+
+
+def _short(cache: Any) -> Any:
+    """A spec's cache without its constants, which are in the calibrations' files."""
+    long = ("mag_ratios", "coefficients", "made_for")
+    return cache if cache == PLAIN else {name: value for name, value in cache.items() if name not in long}
 
 
 def _pixels(clip: dict[str, Any]) -> dict[str, Any]:
@@ -163,13 +170,15 @@ def main() -> None:
     parser.add_argument("--films", type=Path, help="folder for the clips' brightness, which vmaf.py reads")
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--constants", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
     model = wanlab.load("wan_tiny", dtype="float32")
     bench = Bench(model, args.steps)
     torch.backends.cuda.matmul.allow_tf32 = False
-    warm(bench)
+    plan = list(every_point(args.steps, args.constants))
+    warm(bench, plan)
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
-        rows = run(bench, args, pool)
+        rows = run(bench, plan, args, pool)
     seconds = statistics.median(c["seconds"] for c in rows[f"{PLAIN}/{PLAIN}"]["clips"])
     found = {
         "device": torch.cuda.get_device_name() if model.device.type == "cuda" else platform.processor() or "cpu",
@@ -183,7 +192,9 @@ def main() -> None:
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(found, indent=1))
-    print(study.__name__, "median seconds without a cache:", round(seconds, 3))
+    for key, row in rows.items():
+        ideal, psnr = (statistics.mean(c.get(n, 1) for c in row["clips"]) for n in ("ideal_speedup", "psnr_frames"))
+        print(f"{key:40s} ideal {ideal:.2f}  {psnr:.1f} dB", flush=True)
 
 
 if __name__ == "__main__":
