@@ -20,11 +20,11 @@ from tests.tiny_relatives import FACE, tiny_animate, tiny_skyreels
 from tests.tiny_video import film, frames_of, picture, quiet, tiny_vace
 from wanlab import caches
 from wanlab.caches import Cache, Run
-from wanlab.caches.taylorseer import free_bytes
+from wanlab.caches._parts import free_bytes
 from wanlab.errors import WanlabError
 from wanlab.models import Model
 from wanlab.sampling import SamplerState, sample
-from wanlab.sites import Handle
+from wanlab.sites import Branch, Handle
 from wanlab.stages import make_sampler, velocity_of
 
 STEPS = 6
@@ -185,19 +185,18 @@ def test_counted_calls_shares_and_bytes(case: Callable[[str], Case], family: str
     assert set(told) == {(expert, branch, step) for step, expert, branch in run.forwards}
     for (expert, step, branch), parts in everything.items():
         done, share = ran.get((expert, step, branch), set()), told[expert, branch, step]
+        nag = (11.0, 2.5, 0.25) if mode == "nag" and branch == "cond" else None
         sites = {(entry.name, part) for entry in model.stacks[expert] for part in entry.parts}
         assert forced[branch][step] == (done == parts)
         assert (share == 1) == (done == parts)
         works = {
             (entry.name, part): work
-            for entry in model.workload(spec, expert=expert).entries
+            for entry in model.workload(spec, Branch(branch, {}, nag=nag), expert).entries
             for part, work in entry.parts.items()
             if (entry.name, part) in parts or (entry.name, part) not in sites
         }
         rest = 0 if method == "lite" and not done else sum(w for key, w in works.items() if key not in parts)
-        if mode != "nag":
-            expected = (rest + sum(works[key] for key in done)) / sum(works.values())
-            assert share == pytest.approx(expected, abs=1e-12)
+        assert share == pytest.approx((rest + sum(works[key] for key in done)) / sum(works.values()), abs=1e-12)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -424,19 +423,20 @@ def test_pab_is_videosys_rule_in_every_branch(case: Callable[[str], Case], part:
 # What is refused, and what a run says
 
 
-def test_full_taylorseer_is_refused_where_memory_is_short(
-    case: Callable[[str], Case], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("method", "remedy"), [("all", "'last_block' holds"), ("pab", "A range of 1")])
+def test_a_run_that_memory_is_too_short_for_is_refused(
+    case: Callable[[str], Case], monkeypatch: pytest.MonkeyPatch, method: str, remedy: str
 ) -> None:
     found = case("wan")
-    spec = found.spec(cache=ALL)
+    spec = found.spec(cache=METHODS[method])
     need = caches.predict_bytes(found.model, spec)
     for free in (need, None):
-        monkeypatch.setattr("wanlab.caches.taylorseer.free_bytes", lambda device, free=free: free)
+        monkeypatch.setattr("wanlab.caches._parts.free_bytes", lambda device, free=free: free)
         with caches.attach(found.model, spec):
             pass
-    monkeypatch.setattr("wanlab.caches.taylorseer.free_bytes", lambda device: need - 1)
+    monkeypatch.setattr("wanlab.caches._parts.free_bytes", lambda device: need - 1)
     with (
-        pytest.raises(WanlabError, match=r"0\.0 GB .* free on cpu.*'last_block' holds"),
+        pytest.raises(WanlabError, match=rf"will hold 0\.00 GB .* free on cpu\. .*{remedy}"),
         caches.attach(found.model, spec),
     ):
         pytest.fail("must not start")

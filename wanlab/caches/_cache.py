@@ -63,8 +63,8 @@ class Cache(abc.ABC):
     A method that runs all blocks or none overrides `decide` and, to look at tensors, `signal`. One that splits the
     stack overrides `around_stack`, one that skips embedding and head too `around_forward` with `level = "forward"`,
     one that keeps single modules' outputs `around_part`, and `around_forward` around all of them, with
-    `level = "part"`. All work through `memory(ctx)` and tell
-    `did(ctx, share)` what they did. The first forward of an expert, branch and window has nothing to reuse.
+    `level = "part"`. All work through `memory(ctx)` and tell `did(ctx, share)` what they did. The first forward of an
+    expert, branch and window has nothing to reuse.
     """
 
     method: str = ""

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import abc
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from wanlab.caches._cache import Cache, Memory
 from wanlab.caches._run import Run
+from wanlab.errors import WanlabError
 from wanlab.sites import Branch, Entry, Handle, StepContext
 from wanlab.spec import GenerationSpec
 
@@ -58,6 +62,7 @@ class PartCache(Cache):
     def __init__(self, options: Any = None) -> None:
         super().__init__(options)
         self._model: Any = None
+        self._run: Run | None = None
         self._spec: GenerationSpec | None = None
         self._calls: Counter[tuple[str, str]] = Counter()
         self._reused: Counter[tuple[str, str]] = Counter()
@@ -79,10 +84,14 @@ class PartCache(Cache):
     def num_kept(self, computed: int) -> int:
         """Tensors that are held for each output of a module after so many computed forwards."""
 
+    @abc.abstractmethod
+    def lighter(self, run: Run) -> str:
+        """What to change so that the run holds less, for an error."""
+
     # Before the run
 
     def prepare(self, run: Run) -> Cache:
-        self._spec = run.spec
+        self._run, self._spec = run, run.spec
         return self
 
     def keeps(self, part: str) -> bool:
@@ -132,11 +141,31 @@ class PartCache(Cache):
     # The run
 
     def attach(self, model: Any) -> Handle:
-        """As `Cache.attach`. Without `prepare`, shares of work are those of the model's default settings."""
+        """As `Cache.attach`. Without `prepare`, shares of work are those of the model's default settings.
+
+        Raises WanlabError if the run will hold more than the model's device has free.
+        """
         self._model = model
         self._spec = self._spec or model.default_spec
         self._works.clear()
-        return super().attach(model)
+        handle = super().attach(model)
+        try:
+            self._check_memory(model.device)
+        except BaseException:
+            handle.remove()
+            raise
+        return handle
+
+    def _check_memory(self, device: torch.device) -> None:
+        if self._run is None:
+            return
+        need, free = self.predict(self._run), free_bytes(device)
+        if free is not None and need > free:
+            raise WanlabError(
+                f"The cache {self.method} will hold {need / 1e9:,.2f} GB beside the network, and {free / 1e9:,.2f} GB "
+                f"are free on {device}",
+                remedy=self.lighter(self._run),
+            )
 
     def around_forward(self, call: Callable[..., Tensor], latents: Tensor, ctx: StepContext, branch: Branch) -> Tensor:
         self._calls.clear()
@@ -218,3 +247,14 @@ def output_numbers(run: Run) -> int:
 def level(ctx: StepContext) -> float:
     """The step's noise level; the highest where samples or latent frames differ."""
     return float(ctx.sigma.max()) if isinstance(ctx.sigma, Tensor) else ctx.sigma
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Bytes that can still be had on a device; None where that is not known."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + unused
+    if device.type != "cpu" or not sys.platform.startswith("linux"):
+        return None
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from wanlab.caches._cache import Memory
 from wanlab.caches._parts import CROSS, FEED, ROLES, SELF, PartCache
+from wanlab.caches._run import Run
 from wanlab.errors import WanlabError
 from wanlab.registry import CACHES
 from wanlab.spec import Part
@@ -71,6 +72,9 @@ class PAB(PartCache):
         first = memory.tensors[f"{name}.0"]
         second = memory.tensors.get(f"{name}.1")
         return (first,) if second is None else (first, second)
+
+    def lighter(self, run: Run) -> str:
+        return "A range of 1 (ffn_range: None) keeps nothing of its kind: attention to text is the cheapest to compute"
 
     def num_kept(self, computed: int) -> int:
         return 1

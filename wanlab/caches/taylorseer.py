@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from wanlab.caches._cache import Cache, Memory
+from wanlab.caches._cache import Memory
 from wanlab.caches._parts import PartCache, by_branch, output_numbers
 from wanlab.caches._run import Run
-from wanlab.errors import WanlabError
 from wanlab.registry import CACHES
-from wanlab.sites import Branch, Handle, StepContext
+from wanlab.sites import Branch, StepContext
 from wanlab.spec import Part
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -58,33 +55,10 @@ class TaylorSeer(PartCache):
     def __init__(self, options: Part | None = None) -> None:
         super().__init__(options)
         self.level = "part" if self.options.modules == "all" else "forward"
-        self._run: Run | None = None
 
-    def prepare(self, run: Run) -> Cache:
-        self._run = run
-        return super().prepare(run)
-
-    def attach(self, model: Any) -> Handle:
-        """As `Cache.attach`. Raises WanlabError if the device has not as much memory free as the run will hold."""
-        handle = super().attach(model)
-        try:
-            self._check_memory(model)
-        except BaseException:
-            handle.remove()
-            raise
-        return handle
-
-    def _check_memory(self, model: Any) -> None:
-        if self._run is None or self.options.modules != "all":
-            return
-        need, free = self.predict(self._run), free_bytes(model.device)
-        if free is not None and need > free:
-            raise WanlabError(
-                f"taylorseer with modules = 'all' will hold {need / 1e9:,.1f} GB beside the network, and "
-                f"{free / 1e9:,.1f} GB are free on {model.device}",
-                remedy=f"modules = 'last_block' holds {self._output_bytes(self._run) / 1e9:,.2f} GB; a lower max_order "
-                "or factor_dtype 'bfloat16' less than now",
-            )
+    def lighter(self, run: Run) -> str:
+        held = self._output_bytes(run) / 1e9
+        return f"modules = 'last_block' holds {held:,.2f} GB; a lower max_order or factor_dtype 'bfloat16' may do too"
 
     # The schedule
 
@@ -160,14 +134,3 @@ class TaylorSeer(PartCache):
             terms = (factor.to(self._model.dtype) * (gap**k / math.factorial(k)) for k, factor in enumerate(factors))
             outputs.append(sum(terms, start=next(terms)))
         return tuple(outputs)
-
-
-def free_bytes(device: torch.device) -> int | None:
-    """Bytes that can still be had on a device; None where that is not known."""
-    if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0]) + unused
-    if device.type != "cpu" or not sys.platform.startswith("linux"):
-        return None
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,6 +19,10 @@ from wanlab.sites import Branch, Handle, Stack, StepContext, Streams
 from wanlab.spec import GenerationSpec
 from wanlab.stages import denoise, encode_conditions, encode_text, held
 from wanlab.watch import Interrupts
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
 
 Array = np.ndarray[Any, Any]
 AGAINST = ("trajectory",)
@@ -84,16 +88,14 @@ class Counterfactual:
         return found
 
     @property
-    def frame(self) -> Any:
-        """`rows` as a pandas DataFrame; raises WanlabError without pandas."""
-        try:
-            import pandas
-        except ImportError:
-            raise WanlabError("A data frame needs pandas", remedy='pip install "wanlab[frame]"') from None
+    def frame(self) -> DataFrame:
+        """`rows` as a table."""
+        import pandas
+
         return pandas.DataFrame([asdict(row) for row in self.rows])
 
-    def figure(self) -> Any:
-        """A matplotlib Figure: the true error over the steps, and against the cache's signal where it has one."""
+    def figure(self) -> Figure:
+        """The true error over the steps, and against the cache's signal where it has one."""
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(9, 3.4), layout="constrained")
