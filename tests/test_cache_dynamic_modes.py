@@ -19,8 +19,8 @@ from wanlab.models import Model
 
 METHODS: dict[str, dict[str, Any]] = {
     "easycache": {"threshold": 0.6, "warmup_steps": 2},
-    "first_block": {"threshold": 0.6},
-    "dbcache": {"residual_diff_threshold": 0.6, "first_blocks": 1, "last_blocks": 1, "warmup_steps": 2},
+    "first_block": {"threshold": 0.015},
+    "dbcache": {"residual_diff_threshold": 0.015, "first_blocks": 1, "last_blocks": 1, "warmup_steps": 2},
     "adacache": {},
     "seacache": {"threshold": 0.6},
 }
