@@ -255,8 +255,7 @@ def test_bytes_are_predicted(loop: Loop, case: Case, changes: Any, monkeypatch: 
     spec = model.spec(prompt="a cat", num_steps=STEPS, cache=case.of(model), **changes)
     text, conditions = stages.encode_text(model, spec), stages.encode_conditions(model, spec)
     _, ran = stages.denoise_recorded(model, spec, text, conditions)
-    assert ran["cache"]["reused"]
-    assert ran["cache"]["state_bytes"] == caches.predict_bytes(model, spec)
+    assert 0 < ran["cache"]["state_bytes"] == caches.predict_bytes(model, spec)
 
 
 def test_forced_steps_are_computed(loop: Loop, case: Case, once: Callable[[Case], Once]) -> None:
