@@ -29,8 +29,8 @@ class DBCache(Split):
     relative L1 change (since the branch's last computed step) of `threshold` or more. One read on the host a forward.
     residual_diff_threshold = 0 is exact, 1 and more reuse without measuring.
     Source: vipshop/cache-dit 1.5.3, cache_contexts/cache_manager.py `can_cache` and its defaults. Like there, each
-    expert counts steps of its own; unlike there, the mask is of the run's steps, and a Taylor slope starts with the
-    second computed step, not with the first after the third.
+    expert counts steps of its own; unlike there, the mask is of the whole run, and a Taylor slope needs two computed
+    steps, not four steps.
     """
 
     options: Options
