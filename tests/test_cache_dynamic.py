@@ -164,7 +164,7 @@ def by_hand(loop: Loop, options: dict[str, Any]) -> tuple[Tensor, dict[str, list
     model, x = loop.model, loop.noise
     stack, reused = model.stacks["transformer"], {name: [] for name in BRANCHES}
     kept: dict[str, dict[str, Any]] = {name: {"total": 0.0} for name in BRANCHES}
-    first, last = options["first_blocks"], 4 - options["last_blocks"]
+    first, last = options["num_first"], 4 - options["num_last"]
     for step in range(STEPS):
         found, measured = {}, None
         for name in BRANCHES:
@@ -206,8 +206,8 @@ def by_hand(loop: Loop, options: dict[str, Any]) -> tuple[Tensor, dict[str, list
 
 
 EVERY: dict[str, Any] = {
-    "first_blocks": 1,
-    "last_blocks": 0,
+    "num_first": 1,
+    "num_last": 0,
     "threshold": 0.02,
     "warmup": 2,
     "interval": 1,
@@ -223,10 +223,10 @@ EVERY: dict[str, Any] = {
     "changes",
     [
         {},
-        {"first_blocks": 2, "last_blocks": 1},
+        {"num_first": 2, "num_last": 1},
         {"warmup": 5, "interval": 2, "threshold": 0.0095},
         {"most": 2},
-        {"in_a_row": 1, "last_blocks": 2},
+        {"in_a_row": 1, "num_last": 2},
         {"total": 0.02},
         {"taylor": True, "in_a_row": 2},
         {"separate": False, "threshold": 0.016},
@@ -239,9 +239,9 @@ def test_dbcache_equals_its_rules(loop: Loop, changes: dict[str, Any]) -> None:
     latents, cache = run(
         loop,
         "dbcache",
-        first_blocks=options["first_blocks"],
-        last_blocks=options["last_blocks"],
-        residual_diff_threshold=options["threshold"],
+        num_first=options["num_first"],
+        num_last=options["num_last"],
+        threshold=options["threshold"],
         warmup_steps=options["warmup"],
         warmup_interval=options["interval"],
         max_cached_steps=options["most"],
@@ -260,20 +260,20 @@ def test_dbcache_equals_its_rules(loop: Loop, changes: dict[str, Any]) -> None:
 def test_dbcache_masks(loop: Loop) -> None:
     """Static reuses wherever the mask leaves it open, dynamic only there; the warm-up has no say."""
     mask = [True, False, False, True, False, True, False, False]
-    rule = {"first_blocks": 1, "warmup_steps": 8, "mask": mask}
-    _, static = run(loop, "dbcache", residual_diff_threshold=0.0, mask_policy="static", **rule)
+    rule = {"num_first": 1, "warmup_steps": 8, "mask": mask}
+    _, static = run(loop, "dbcache", threshold=0.0, mask_policy="static", **rule)
     assert [share == 1 for share in shares(static)] == mask
-    _, dynamic = run(loop, "dbcache", residual_diff_threshold=0.009, **rule)
+    _, dynamic = run(loop, "dbcache", threshold=0.009, **rule)
     computed = [share == 1 for share in shares(dynamic)]
     assert all(ran for ran, must in zip(computed, mask, strict=True) if must)
     assert computed != mask
-    _, always = run(loop, "dbcache", residual_diff_threshold=1.0, **rule)
+    _, always = run(loop, "dbcache", threshold=1.0, **rule)
     assert shares(always) == shares(static)
     assert not always.report().signals
 
 
 def test_dbcache_with_one_block_and_no_warm_up_is_first_block(loop: Loop) -> None:
-    latents, cache = run(loop, "dbcache", first_blocks=1, warmup_steps=0, residual_diff_threshold=0.02)
+    latents, cache = run(loop, "dbcache", num_first=1, warmup_steps=0, threshold=0.02)
     expected, other = run(loop, "first_block", threshold=0.02)
     assert torch.equal(latents, expected)
     assert cache.report().shares == other.report().shares
