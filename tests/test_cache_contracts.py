@@ -33,17 +33,24 @@ class Case:
     """How often it waits for the device: "none", once a "step" or once a "forward"."""
     too_few: dict[str, Any] = field(default_factory=dict)
     """Settings with which it could reuse nothing, besides `options`."""
+    flux: dict[str, Any] = field(default_factory=dict)
+    """Options that differ for the tiny Flux, whose residuals change by more."""
+
+    def of(self, model: Model) -> dict[str, Any]:
+        """The part `cache` of a spec of the model."""
+        return {"method": self.method, **self.options, **(self.flux if model.family == "flux" else {})}
 
 
 CASES = [
     Case("easycache", {"threshold": 0.6, "warmup_steps": 2}, {"threshold": 0.0}, "step", {"num_steps": 3}),
-    Case("first_block", {"threshold": 0.6}, {"threshold": 0.0}, "forward", {"num_steps": 1}),
+    Case("first_block", {"threshold": 0.015}, {"threshold": 0.0}, "forward", {"num_steps": 1}, {"threshold": 0.1}),
     Case(
         "dbcache",
-        {"residual_diff_threshold": 0.6, "first_blocks": 1, "last_blocks": 1, "warmup_steps": 2},
-        {"residual_diff_threshold": 0.0},
+        {"threshold": 0.015, "num_first": 1, "num_last": 1, "warmup_steps": 2},
+        {"threshold": 0.0},
         "forward",
         {"num_steps": 2},
+        {"threshold": 0.1},
     ),
     Case("adacache", {}, {"max_interval": 1}, "step", {"num_steps": 4}),
     Case("seacache", {"threshold": 0.6}, {"threshold": 0.0}, "step", {"num_steps": 2}),
@@ -95,7 +102,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 def make(case: Case, model: Model, **more: Any) -> Cache:
     """The cache that executes a case in a run, as a spec would make it."""
-    spec = model.spec(num_steps=STEPS, cache={"method": case.method, **case.options, **more})
+    spec = model.spec(num_steps=STEPS, cache={**case.of(model), **more})
     cache = caches.prepared(model, spec)
     assert cache is not None
     return cache
@@ -114,7 +121,7 @@ def test_shares_are_the_work_that_ran(loop: Loop, case: Case, once: Callable[[Ca
     cache, ran = once(case).cache, once(case).ran
     report = cache.report()
     assert report.reused
-    assert report.computed > 1
+    assert any(share == 1 for steps in report.shares.values() for step, share in steps.items() if step > min(steps))
     assert sum(map(len, report.shares.values())) == 2 * STEPS
     for key, steps in report.shares.items():
         expert, branch, _ = key.split("/")
@@ -245,12 +252,10 @@ def test_bytes_are_predicted(loop: Loop, case: Case, changes: Any, monkeypatch: 
         pytest.skip("Flux here has guidance inside and one branch, and one Wan is enough")
     if not hasattr(model, "workload"):
         monkeypatch.setattr(model, "workload", workload(model), raising=False)
-    cache = {"method": case.method, **case.options}
-    spec = model.spec(prompt="a cat", num_steps=STEPS, cache=cache, **changes)
+    spec = model.spec(prompt="a cat", num_steps=STEPS, cache=case.of(model), **changes)
     text, conditions = stages.encode_text(model, spec), stages.encode_conditions(model, spec)
     _, ran = stages.denoise_recorded(model, spec, text, conditions)
-    assert ran["cache"]["reused"]
-    assert ran["cache"]["state_bytes"] == caches.predict_bytes(model, spec)
+    assert 0 < ran["cache"]["state_bytes"] == caches.predict_bytes(model, spec)
 
 
 def test_forced_steps_are_computed(loop: Loop, case: Case, once: Callable[[Case], Once]) -> None:
@@ -268,7 +273,7 @@ def test_forced_steps_are_computed(loop: Loop, case: Case, once: Callable[[Case]
 def test_too_few_steps_are_refused(model: Model, case: Case) -> None:
     if not case.too_few:
         pytest.skip("A method that may reuse any step")
-    spec = model.spec(cache={"method": case.method, **case.options}, **case.too_few)
+    spec = model.spec(cache=case.of(model), **case.too_few)
     with pytest.raises(WanlabError, match="reuse"):
         caches.check(model, spec)
 

@@ -19,8 +19,8 @@ from wanlab.models import Model
 
 METHODS: dict[str, dict[str, Any]] = {
     "easycache": {"threshold": 0.6, "warmup_steps": 2},
-    "first_block": {"threshold": 0.6},
-    "dbcache": {"residual_diff_threshold": 0.6, "first_blocks": 1, "last_blocks": 1, "warmup_steps": 2},
+    "first_block": {"threshold": 0.015},
+    "dbcache": {"threshold": 0.015, "num_first": 1, "num_last": 1, "warmup_steps": 2},
     "adacache": {},
     "seacache": {"threshold": 0.6},
 }
@@ -61,12 +61,12 @@ def test_batched_guidance_is_judged_by_its_first_branch(wan: Model, method: str)
 
 
 @pytest.mark.parametrize("method", ["first_block", "dbcache", "adacache", "seacache"])
-@pytest.mark.parametrize("last_blocks", [0, 1, 2])
-def test_reuse_on_the_same_input_gives_the_same_output(relative: Loop, method: str, last_blocks: int) -> None:
+@pytest.mark.parametrize("num_last", [0, 1, 2])
+def test_reuse_on_the_same_input_gives_the_same_output(relative: Loop, method: str, num_last: int) -> None:
     """With hints, faces and joint attention, wherever the stack is cut: what is kept is all that is read later."""
-    if last_blocks and method != "dbcache":
+    if num_last and method != "dbcache":
         pytest.skip("Only DBCache runs last blocks")
-    options = {**METHODS[method], "last_blocks": last_blocks} if method == "dbcache" else METHODS[method]
+    options = {**METHODS[method], "num_last": num_last} if method == "dbcache" else METHODS[method]
     cache = caches.prepared(relative.model, relative.spec.with_(cache={"method": method, **options}))
     assert cache is not None
     noise, first = relative.noise, relative.clock(relative.noise, 3)
@@ -80,23 +80,23 @@ def test_reuse_on_the_same_input_gives_the_same_output(relative: Loop, method: s
     stack = relative.model.stacks["transformer"]
     if method == "dbcache":
         ran = relative.ran["cond", 6]
-        cut = stack.cut(stack.num_main - last_blocks)
+        cut = stack.cut(stack.num_main - num_last)
         assert ran == {*range(stack.cut(1)), *range(cut, len(stack))}
 
 
-@pytest.mark.parametrize("first_blocks", [1, 2])
-@pytest.mark.parametrize("last_blocks", [0, 1, 2])
+@pytest.mark.parametrize("num_first", [1, 2])
+@pytest.mark.parametrize("num_last", [0, 1, 2])
 def test_bytes_of_a_part_of_the_stack(
-    relative: Loop, first_blocks: int, last_blocks: int, monkeypatch: pytest.MonkeyPatch
+    relative: Loop, num_first: int, num_last: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A control stream is kept only where the middle has a hint block."""
-    if first_blocks + last_blocks == 4:
+    if num_first + num_last == 4:
         pytest.skip("Nothing is left to reuse")
     model = relative.model
     if not hasattr(model, "workload"):
         monkeypatch.setattr(model, "workload", workload(model, relative.conditions), raising=False)
-    options = {"first_blocks": first_blocks, "last_blocks": last_blocks, "warmup_steps": 2, "calibrator": "taylorseer"}
-    spec = relative.spec.with_(cache={"method": "dbcache", "residual_diff_threshold": 1.0, **options})
+    options = {"num_first": num_first, "num_last": num_last, "warmup_steps": 2, "calibrator": "taylorseer"}
+    spec = relative.spec.with_(cache={"method": "dbcache", "threshold": 1.0, **options})
     cache = caches.prepared(model, spec)
     assert cache is not None
     with cache.attach(model):
@@ -114,17 +114,17 @@ def test_what_does_not_fit_a_run_is_refused(wan: Model, tmp_path_factory: pytest
             caches.check(model, model.spec(num_steps=num_steps, cache={"method": method, **options}))
 
     refused(wan, "8 steps whatever they contain", "easycache")
-    refused(wan, "nothing is left to reuse", "dbcache", first_blocks=3, last_blocks=1)
+    refused(wan, "nothing is left to reuse", "dbcache", num_first=3, num_last=1)
     refused(wan, "first 8 and the last 0 blocks, and transformer has 4", "dbcache", 30)
-    refused(wan, "2 entries for 8 steps", "dbcache", first_blocks=1, mask=[True, False])
-    refused(wan, "starts with False", "dbcache", 2, first_blocks=1, mask=[False, True])
-    refused(wan, "2 steps whatever they contain", "dbcache", 2, first_blocks=1, mask=[True, True])
+    refused(wan, "2 entries for 8 steps", "dbcache", num_first=1, mask=[True, False])
+    refused(wan, "starts with False", "dbcache", 2, num_first=1, mask=[False, True])
+    refused(wan, "2 steps whatever they contain", "dbcache", 2, num_first=1, mask=[True, True])
     refused(flux, "this spec has one", "adacache", motion=True)
     for method in ("easycache", "first_block", "seacache"):
         refused(wan, "threshold", method, 30, threshold=-0.1)
-    refused(wan, "residual_diff_threshold", "dbcache", 30, residual_diff_threshold=-1.0)
+    refused(wan, "threshold", "dbcache", 30, threshold=-1.0)
     refused(wan, "codebook", "adacache", 30, codebook="quick")
-    caches.check(flux, flux.spec(num_steps=30, cache={"method": "dbcache", "first_blocks": 3}))
+    caches.check(flux, flux.spec(num_steps=30, cache={"method": "dbcache", "num_first": 3}))
 
 
 def test_seacache_says_that_it_needs_latents(wan: Model) -> None:

@@ -42,7 +42,7 @@ class Split(Cache):
                 raise WanlabError(
                     f"{self.method} always runs the first {self.num_first} and the last {self.num_last} blocks, and "
                     f"{expert} has {num_blocks}: nothing is left to reuse",
-                    remedy="Run fewer of them, or set cache to none",
+                    remedy="Always run fewer blocks, or set cache to none",
                 )
 
     def around_stack(self, call: Callable[..., Streams], streams: Streams, ctx: StepContext) -> Streams:

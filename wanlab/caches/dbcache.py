@@ -27,20 +27,20 @@ class DBCache(Split):
     In this order a step is computed: in the warm-up; where `mask` says so; after `max_cached_steps` reused ones; after
     `max_continuous_cached_steps` in a row; once the measured changes add up to `max_accumulated_diff`; and for a
     relative L1 change (since the branch's last computed step) of `threshold` or more. One read on the host a forward.
-    residual_diff_threshold = 0 is exact, 1 and more reuse without measuring.
+    threshold = 0 is exact but for a static mask, 1 and more reuse without measuring.
     Source: vipshop/cache-dit 1.5.3, cache_contexts/cache_manager.py `can_cache` and its defaults. Like there, each
-    expert counts steps of its own; unlike there, the mask is of the run's steps, and a Taylor slope starts with the
-    second computed step, not with the first after the third.
+    expert counts steps of its own; unlike there, the mask is of the whole run, and a Taylor slope needs two computed
+    steps, not four steps.
     """
 
     options: Options
 
     class Options(Part):
-        residual_diff_threshold: Threshold = 0.08
-        """Relative change below which the middle is reused."""
-        first_blocks: Annotated[int, Field(ge=1)] = 8
+        threshold: Threshold = 0.08
+        """Relative change below which the middle is reused; cache-dit's residual_diff_threshold."""
+        num_first: Annotated[int, Field(ge=1)] = 8
         """Blocks that run first and judge; cache-dit's Fn_compute_blocks."""
-        last_blocks: Annotated[int, Field(ge=0)] = 0
+        num_last: Annotated[int, Field(ge=0)] = 0
         """Blocks that run on what was reused; cache-dit's Bn_compute_blocks."""
         warmup_steps: Annotated[int, Field(ge=0)] = 8
         """First steps of each expert that are computed; without effect where a mask is given."""
@@ -69,7 +69,7 @@ class DBCache(Split):
 
     def __init__(self, options: Part | None = None) -> None:
         super().__init__(options)
-        self.num_first, self.num_last = self.options.first_blocks, self.options.last_blocks
+        self.num_first, self.num_last = self.options.num_first, self.options.num_last
 
     def check(self, run: Run) -> None:
         super().check(run)
@@ -108,12 +108,12 @@ class DBCache(Split):
             return False, None
         if options.mask is not None and options.mask_policy == "static":
             return True, None
-        if self._is_spent(memory, ctx.step) or not options.residual_diff_threshold:
+        if self._is_spent(memory, ctx.step) or not options.threshold:
             return False, None
-        if options.residual_diff_threshold >= 1:
+        if options.threshold >= 1:
             return True, None
         signal = self._signal(added, ctx)
-        return signal < options.residual_diff_threshold, signal
+        return signal < options.threshold, signal
 
     def keep(self, memory: Memory, residual: dict[str, Tensor], ctx: StepContext) -> None:
         self.together(ctx).numbers.setdefault("start", ctx.step)
