@@ -19,8 +19,7 @@ from tests import layouts
 from tests.tiny import tiny_flux, tiny_wan
 from tests.tiny_relatives import tiny_skyreels
 from wanlab import caches, catalog, models, weights
-from wanlab.caches import magcache, teacache
-from wanlab.caches._static import ConstantsWarning
+from wanlab.caches import ConstantsWarning, magcache, teacache
 from wanlab.caches.fixed import Fixed
 from wanlab.catalog import find
 from wanlab.errors import WanlabError
