@@ -18,6 +18,7 @@ import wanlab
 from tests import layouts
 from tests.tiny import tiny_flux, tiny_wan
 from tests.tiny_relatives import tiny_skyreels
+from tests.tiny_video import picture, tiny_i2v
 from wanlab import caches, catalog, models, weights
 from wanlab.caches import ConstantsWarning, magcache, teacache
 from wanlab.caches.fixed import Fixed
@@ -175,6 +176,18 @@ def test_one_branch_and_lists_of_other_lengths(wan: Model) -> None:
     assert masks(wan, one) == {"cond": plan, "uncond": plan}
     plan = magcache.plan(RATIOS, 30, 0.05, 2, 0.2)
     assert masks(wan, mag(), num_steps=30) == {"cond": plan[0::2], "uncond": plan[1::2]}
+
+
+def test_a_list_of_its_own_from_pictures(tmp_path: Path) -> None:
+    """A model of both, text and pictures, has a list for each (Wan 2.2 5B)."""
+    _, own = tiny_i2v(tmp_path, "5b")
+    own = {**own, "constants": {**own["constants"], "mag_ratios": {"ratios": RATIOS, "with_image": RATIOS[::-1]}}}
+    model = models.load(own, device="cpu")
+    plans = [magcache.plan(r, STEPS, 0.05, 2, 0.2) for r in (RATIOS, RATIOS[::-1])]
+    assert plans[0] != plans[1]
+    given = {"method": "magcache", "threshold": 0.05}
+    assert masks(model, given)["cond"] == plans[0][0::2]
+    assert masks(model, given, image=np.asarray(picture(0)))["cond"] == plans[1][0::2]
 
 
 # Teacache

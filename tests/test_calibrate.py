@@ -129,7 +129,7 @@ def test_stored_and_read(model: Model, tmp_path: Path) -> None:
     data = json.loads(file.read_text())
     assert (data["schema"], data["fingerprint"], data["num_prompts"]) == (1, model.fingerprint, 2)
     assert (data["size"], data["guidance"], data["experts"]) == ([48, 32, 9], "cfg", model.experts(spec))
-    for wrong, words in (({**data, "schema": 2}, "schema"), ({**data, "ratio": 1}, "ratio"), ([1], "")):
+    for wrong, words in (({**data, "schema": 2}, "schema"), ({**data, "ratio": 1}, "ratio"), ([1], "1")):
         file.write_text(json.dumps(wrong))
         with pytest.raises(WanlabError, match=words):
             read_calibration(file)
