@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from wanlab.caches._attach import attach, check, predict_bytes, prepared
     from wanlab.caches._cache import Cache, CacheReport
     from wanlab.caches._run import Run
+    from wanlab.caches._static import ConstantsWarning, MadeFor
 
 _HOME = {
     "attach": "_attach",
@@ -27,6 +28,18 @@ _HOME = {
     "Cache": "_cache",
     "CacheReport": "_cache",
     "Run": "_run",
+    "ConstantsWarning": "_static",
+    "MadeFor": "_static",
 }
-__all__ = ["Cache", "CacheReport", "Run", "attach", "check", "predict_bytes", "prepared"]
+__all__ = [
+    "Cache",
+    "CacheReport",
+    "ConstantsWarning",
+    "MadeFor",
+    "Run",
+    "attach",
+    "check",
+    "predict_bytes",
+    "prepared",
+]
 __getattr__ = lazy(__name__, _HOME)

@@ -134,6 +134,10 @@ class Flux(Model):
             grid=grid,
         )
 
+    def modulated_input(self, streams: Streams, expert: str) -> Tensor:
+        block = cast(Any, self.stacks[expert].network).transformer_blocks[0]
+        return cast(Tensor, block.norm1(streams.tokens["image"], emb=streams.modulation["time"])[0])
+
     def head(self, streams: Streams, ctx: StepContext) -> Tensor:
         network = cast(Any, self.stacks[ctx.expert].network)
         tokens = network.proj_out(network.norm_out(streams.tokens["image"], streams.modulation["time"]))
@@ -161,10 +165,6 @@ class Flux(Model):
             embed=embed,
             head=dense(1, (dim, 2 * dim)) + dense(image, (dim, out)),
         )
-
-    def modulated_input(self, streams: Streams, expert: str) -> Tensor:
-        block = cast(Any, self.stacks[expert].network).transformer_blocks[0]
-        return cast(Tensor, block.norm1(streams.tokens["image"], emb=streams.modulation["time"])[0])
 
     def _scaled(self, value: float | Tensor, batch: int) -> Tensor:
         """A scalar as (B,) in the network's dtype: rounded to it before it is scaled, as FluxPipeline does."""

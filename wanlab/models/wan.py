@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import html
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
 
@@ -49,9 +49,7 @@ class Wan(Model):
     family = "wan"
     nag = True
     cache_signal = "time"
-    frequencies: Callable[[int], Any] = staticmethod(
-        functools.partial(Timesteps, flip_sin_to_cos=True, downscale_freq_shift=0)
-    )
+    frequencies: Any = staticmethod(functools.partial(Timesteps, flip_sin_to_cos=True, downscale_freq_shift=0))
     """Makes the module that turns timesteps into sines and cosines, as the network's class does."""
     pipelines = ("WanPipeline", "WanImageToVideoPipeline", "WanVideoToVideoPipeline", "WanDMDPipeline")
     optional_encoders = ("image_encoder",)

@@ -159,8 +159,7 @@ def _draw_strips(axes: Axes, strips: Strips) -> None:
 
     run, rows = strips.run, np.stack(list(strips.shares.values()))
     colours = LinearSegmentedColormap.from_list("share", [_COLOURS["reused"], _COLOURS["computed"]])
-    colours.set_under(_COLOURS["decided at run time"])
-    colours.set_bad("white")
+    colours = colours.with_extremes(under=_COLOURS["decided at run time"], bad="white")
     axes.imshow(rows, cmap=colours, vmin=0, vmax=1, aspect="auto", interpolation="none")
     axes.set_yticks(range(len(rows)), list(strips.shares))
     axes.set_xticks(np.arange(run.num_steps + 1) - 0.5, minor=True)
