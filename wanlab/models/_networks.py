@@ -58,6 +58,10 @@ class Networks(abc.ABC):
     def component_class(cls, component: str) -> Any:
         """The diffusers or transformers class of a component."""
 
+    @abc.abstractmethod
+    def pieces(self, prompt: str) -> list[str]:
+        """The prompt's tokens as text, in the order in which attention reads them, before they are cut."""
+
     def _part(self, name: str) -> ModelPart:
         dtype = self.vae_dtype if name == "vae" else self.dtype
         cls = self.component_class(name)

@@ -1,0 +1,144 @@
+"""Names of what can be recorded: `<site>.<quantity>`, or `<expert>.<site>.<quantity>` for one expert of several.
+
+A site is "stack" (all blocks together), a block ("blocks.3"), or an attention of a block, by its name or by its role
+("blocks.3.attn1" is "blocks.3.self"). In a pattern, `*` stands for any part of what lies between two dots.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from wanlab.errors import WanlabError, unknown
+from wanlab.sites import Site
+
+STACK = "stack"
+BLOCK = "block"
+FLOW = ("in", "out", "change", "cosine", "residual", "ratio", "tensor")
+"""Quantities of blocks and of the stack."""
+ATTENTION = ("out", "change", "cosine", "entropy", "tensor")
+BY_ROLE = {
+    "self": ("mass",),
+    "cross": ("mass", "text_map"),
+    "image_cross": ("mass",),
+    "audio": ("mass",),
+    "joint": ("mass", "text_mass", "text_map"),
+}
+"""Quantities of attentions besides, by their role."""
+
+
+@dataclass(frozen=True, order=True)
+class Where:
+    """A place in a model: `part` is an attention's name within its block, empty for the block and the stack."""
+
+    expert: str
+    block: str
+    part: str = ""
+    role: str = BLOCK
+
+    @property
+    def site(self) -> str:
+        """Its name, without the expert."""
+        return f"{self.block}.{self.part}" if self.part else self.block
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """All its names without the expert: by the attention's name and by its role."""
+        return (self.site, f"{self.block}.{self.role}") if self.part else (self.site,)
+
+    @property
+    def quantities(self) -> tuple[str, ...]:
+        """What can be recorded here."""
+        return (*ATTENTION, *BY_ROLE.get(self.role, ())) if self.part else FLOW
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place of a loaded model, with its site."""
+
+    where: Where
+    site: Site
+    kind: str = STACK
+    """The block's kind, as its stack names it."""
+
+
+def places(model: Any) -> Iterator[Place]:
+    """Every place of a model in the order of its blocks; reads the networks of all experts."""
+    for expert, stack in model.stacks.items():
+        yield Place(Where(expert, STACK, role=STACK), stack.site)
+        for entry in stack:
+            yield Place(Where(expert, entry.name), entry.site, entry.kind)
+            for part, site in entry.attentions.items():
+                yield Place(Where(expert, entry.name, part, site.role), site, entry.kind)
+
+
+def names(model: Any, pattern: str = "*") -> list[str]:
+    """The names that `record` takes, those whose site and quantity match `pattern`; "*" is all of them.
+
+    "blocks.0.*" lists what can be recorded of a block, "blocks.0.*.*" of its attentions. With two experts each name
+    starts with one of them; without that start, a name means both. Raises WanlabError for a pattern without a match.
+    """
+    found = [place.where for place in places(model)]
+    everything = _listed(found, several=len(model.stacks) > 1)
+    listed = [name for name in everything if pattern == "*" or fits(name, pattern)]
+    if not listed:
+        listed = [
+            name
+            for where in found
+            for form in where.forms
+            for quantity in where.quantities
+            if fits(f"{form}.{quantity}", pattern)
+            for name in [f"{where.expert}.{form}.{quantity}"]
+        ]
+    if not listed:
+        raise missing(pattern, everything)
+    return listed
+
+
+def _listed(found: Iterable[Where], several: bool) -> list[str]:
+    start = (lambda where: f"{where.expert}.") if several else (lambda where: "")
+    return [
+        f"{start(where)}{form}.{quantity}" for where in found for form in where.forms for quantity in where.quantities
+    ]
+
+
+def fits(name: str, pattern: str) -> bool:
+    """Whether a name matches a pattern, one dot-separated word after the other."""
+    words, wanted = name.split("."), pattern.split(".")
+    return len(words) == len(wanted) and all(map(fnmatchcase, words, wanted))
+
+
+def calls(where: Where, quantity: str, pattern: str) -> bool:
+    """Whether a pattern means this quantity of this place."""
+    spellings = (f"{form}.{quantity}" for form in where.forms)
+    return any(fits(name, pattern) or fits(f"{where.expert}.{name}", pattern) for name in spellings)
+
+
+def select(model: Any, patterns: Iterable[str]) -> list[tuple[Place, list[str]]]:
+    """Places and what is wanted of each. Raises WanlabError for a pattern that matches nothing, with the nearest."""
+    patterns, everywhere = list(patterns), list(places(model))
+    if not patterns:
+        raise WanlabError(
+            "Nothing is named to record", remedy="Name sites, e.g. 'blocks.*.out'; model.sites() lists all"
+        )
+    for pattern in patterns:
+        if not any(calls(place.where, q, pattern) for place in everywhere for q in place.where.quantities):
+            raise missing(pattern, _listed((place.where for place in everywhere), several=False))
+    chosen = [
+        (place, [q for q in place.where.quantities if any(calls(place.where, q, pattern) for pattern in patterns)])
+        for place in everywhere
+    ]
+    return [(place, wanted) for place, wanted in chosen if wanted]
+
+
+def missing(pattern: str, choices: Iterable[str], what: str = "site and quantity") -> WanlabError:
+    """The error for a name that matches nothing, with the nearest names: patterns where a pattern was given."""
+    choices = set(choices)
+    if "*" in pattern:
+        choices = {re.sub(r"(?<=\.)\d+(?=\.)", "*", name) for name in choices}
+    return unknown(
+        what, pattern, choices, remedy="model.sites() lists them, model.sites('blocks.0.*') those of a block"
+    )
