@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from wanlab.errors import WanlabError
@@ -18,7 +20,7 @@ from wanlab.probe._attention import LOOKS, Look
 from wanlab.probe._keep import KEPT, Keep, Store
 from wanlab.probe._measure import CHEAP, Measure, Norms, Previous
 from wanlab.probe._names import STACK, Place, Where, select
-from wanlab.probe._trace import Series, Trace
+from wanlab.probe._trace import Pending, Series, Trace
 from wanlab.probe._words import positions
 from wanlab.sites import AttentionSite, Handle, StepContext, Streams
 
@@ -180,7 +182,7 @@ class Recorder:
                 if quantity in KEPT:
                     self._keep(where, quantity, stream, values.unbind())
                 else:
-                    self.trace.add(self._series(where, quantity, stream), self.ctx.step, values)
+                    self._add(where, stream, values, functools.partial(_only, quantity))
         return stream
 
     # Taking notes
@@ -193,14 +195,19 @@ class Recorder:
             key = (where, stream, ctx.branch)
             previous = self._previous.get(key)
             seen = functools.partial(self._norms, stream)
-            found, left = Measure(wanted, branches)(before, after, previous, seen)
+            measure = Measure(wanted, branches)
+            sums, left = measure(before, after, previous, seen)
             self._previous[key] = left
             self._held += left.num_bytes - (previous.num_bytes if previous else 0)
             self.trace.state_bytes = max(self.trace.state_bytes, self._held)
-            for quantity, values in found.items():
-                self.trace.add(self._series(where, quantity, stream), ctx.step, values)
+            if sums:
+                self._add(where, stream, torch.stack(list(sums.values())), measure.finish(sums, after))
         if "tensor" in wanted:
             self._keep(where, "tensor", stream, after.unflatten(0, (branches, -1)).unbind())
+
+    def _add(self, where: Where, stream: str, numbers: Tensor, finish: Callable[..., dict[str, np.ndarray]]) -> None:
+        series = Series(where, "", stream, window=self.ctx.window, run=self._run)
+        self.trace.add(Pending(series, self.ctx.branch.split("+"), self.ctx.step, numbers, finish))
 
     def _series(self, where: Where, quantity: str, stream: str) -> list[Series]:
         """Where the values of this forward go, one entry for each guidance branch in it."""
@@ -248,6 +255,10 @@ class _Attended:
         out = call(q, k, v, site, mask)
         self.recorder.note(self.where, self.wanted, stream, None, out)
         return out
+
+
+def _only(quantity: str, values: np.ndarray) -> dict[str, np.ndarray]:
+    return {quantity: values}
 
 
 def _kind(where: Where, quantity: str) -> tuple[str, ...]:

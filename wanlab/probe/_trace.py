@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,19 @@ class Series:
     def name(self) -> str:
         """As `names` lists it, with its expert."""
         return f"{self.where.expert}.{self.where.site}.{self.quantity}"
+
+
+@dataclass(frozen=True)
+class Pending:
+    """Numbers of one call on the device, and what they become on the CPU."""
+
+    series: Series
+    """Of each of them, but for its quantity and branch."""
+    branches: list[str]
+    step: int
+    numbers: Tensor
+    finish: Callable[[np.ndarray], dict[str, np.ndarray]]
+    """Values by quantity, (branches, ...)."""
 
 
 class Named(np.ndarray):
@@ -93,7 +106,7 @@ class Trace:
     """The most that was held on the device for the next step."""
     data: dict[Series, dict[int, Value]] = field(default_factory=dict)
     """Values by step."""
-    _pending: list[tuple[list[Series], int, Tensor]] = field(default_factory=list, repr=False)
+    _pending: list[Pending] = field(default_factory=list, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @classmethod
@@ -120,10 +133,10 @@ class Trace:
 
     # Filling it
 
-    def add(self, series: list[Series], step: int, values: Tensor) -> None:
-        """Take values (len(series), ...) that may still be computed on the device; nothing waits for them here."""
+    def add(self, pending: Pending) -> None:
+        """Take numbers that may still be computed on the device; nothing waits for them here."""
         with self._lock:
-            self._pending.append((series, step, values))
+            self._pending.append(pending)
             is_full = len(self._pending) >= _MOST
         if is_full:
             self.flush()
@@ -138,13 +151,16 @@ class Trace:
             pending, self._pending = self._pending, []
             if not pending:
                 return
-            flat = torch.cat([values.flatten() for _, _, values in pending]).cpu().numpy()
+            flat = torch.cat([one.numbers.flatten() for one in pending]).cpu().numpy()
             start = 0
-            for series, step, values in pending:
-                stop = start + values.numel()
-                for one, value in zip(series, parts(flat[start:stop].reshape(values.shape)), strict=True):
-                    self.data.setdefault(one, {})[step] = value
+            for one in pending:
+                stop = start + one.numbers.numel()
+                found = one.finish(flat[start:stop].reshape(one.numbers.shape))
                 start = stop
+                for quantity, values in found.items():
+                    for branch, value in zip(one.branches, parts(values), strict=True):
+                        series = replace(one.series, quantity=quantity, branch=branch)
+                        self.data.setdefault(series, {})[one.step] = value
 
     # Reading it
 
