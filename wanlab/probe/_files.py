@@ -43,7 +43,7 @@ def save(trace: Trace, folder: Path) -> Path:
         entries.append(entry)
     atomic_write(folder / _VALUES, pack(numbers))
     head = {name: getattr(trace, name) for name in ("model", "experts", "pieces", "tokens", "stride", "fps")}
-    head |= {"stopped": trace.stopped, "state_bytes": trace.state_bytes}
+    head |= {"stopped": trace.stopped, "state_bytes": trace.state_bytes, "steps": sorted(trace.steps)}
     recorded = [{**asdict(where), "quantities": wanted} for where, wanted in trace.recorded]
     text = json.dumps({"schema": SCHEMA, **head, "recorded": recorded, "series": entries}, ensure_ascii=False)
     atomic_write(folder / _INDEX, text + "\n")
@@ -83,6 +83,7 @@ def open_trace(folder: Path | str) -> Trace:
             fps=float(index["fps"]),
             stopped=index["stopped"],
             state_bytes=index["state_bytes"],
+            steps=set(index["steps"]),
         )
         for i, entry in enumerate(index["series"]):
             names = ("quantity", "stream", "branch", "window", "run")

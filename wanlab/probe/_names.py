@@ -82,27 +82,20 @@ def names(model: Any, pattern: str = "*") -> list[str]:
     starts with one of them; without that start, a name means both. Raises WanlabError for a pattern without a match.
     """
     found = [place.where for place in places(model)]
-    everything = _listed(found, several=len(model.stacks) > 1)
-    listed = [name for name in everything if pattern == "*" or fits(name, pattern)]
+    listed = [
+        f"{where.expert}.{name}" if len(model.stacks) > 1 else name
+        for where in found
+        for name in _spellings(where)
+        if pattern == "*" or fits(name, pattern) or fits(f"{where.expert}.{name}", pattern)
+    ]
     if not listed:
-        listed = [
-            name
-            for where in found
-            for form in where.forms
-            for quantity in where.quantities
-            if fits(f"{form}.{quantity}", pattern)
-            for name in [f"{where.expert}.{form}.{quantity}"]
-        ]
-    if not listed:
-        raise missing(pattern, everything)
+        raise missing(pattern, (name for where in found for name in _spellings(where)))
     return listed
 
 
-def _listed(found: Iterable[Where], several: bool) -> list[str]:
-    start = (lambda where: f"{where.expert}.") if several else (lambda where: "")
-    return [
-        f"{start(where)}{form}.{quantity}" for where in found for form in where.forms for quantity in where.quantities
-    ]
+def _spellings(where: Where) -> list[str]:
+    """All names of a place's quantities, without its expert."""
+    return [f"{form}.{quantity}" for form in where.forms for quantity in where.quantities]
 
 
 def fits(name: str, pattern: str) -> bool:
@@ -126,7 +119,7 @@ def select(model: Any, patterns: Iterable[str]) -> list[tuple[Place, list[str]]]
         )
     for pattern in patterns:
         if not any(calls(place.where, q, pattern) for place in everywhere for q in place.where.quantities):
-            raise missing(pattern, _listed((place.where for place in everywhere), several=False))
+            raise missing(pattern, (name for place in everywhere for name in _spellings(place.where)))
     chosen = [
         (place, [q for q in place.where.quantities if any(calls(place.where, q, pattern) for pattern in patterns)])
         for place in everywhere

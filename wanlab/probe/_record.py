@@ -133,6 +133,7 @@ class Recorder:
             self._forget()
         elif ctx.step != last.step:
             self._forwards.clear()
+        self.trace.steps.add(ctx.step)
         self._forwards.add(forward)
         self._ctx = ctx
         self._calls.clear()

@@ -60,13 +60,16 @@ class Pending:
 class Named(np.ndarray):
     """An array that knows its axes: `axes` maps each axis's name, in order, to the labels along it.
 
-    What is computed or cut from it is an array whose `axes` are empty.
+    What is cut from it has no axes, and what is computed from it is a plain array.
     """
 
     axes: dict[str, tuple[Any, ...]]
 
     def __array_finalize__(self, source: object) -> None:
         self.axes = {}
+
+    def __array_wrap__(self, array: np.ndarray, context: Any = None, return_scalar: bool = False) -> Any:
+        return array[()] if return_scalar else np.asarray(array)
 
     @classmethod
     def of(cls, values: np.ndarray, axes: dict[str, tuple[Any, ...]]) -> Named:
@@ -77,7 +80,9 @@ class Named(np.ndarray):
         return named
 
     def __repr__(self) -> str:
-        return f"Named({' x '.join(f'{len(v)} {k}' for k, v in self.axes.items()) or self.shape}, {self.dtype})"
+        if not self.axes:
+            return repr(np.asarray(self))
+        return f"Named({' x '.join(f'{len(v)} {k}' for k, v in self.axes.items())}, {self.dtype})"
 
 
 @dataclass(eq=False)
@@ -104,6 +109,8 @@ class Trace:
     """Why tensors of the end are missing; empty if none are."""
     state_bytes: int = 0
     """The most that was held on the device for the next step."""
+    steps: set[int] = field(default_factory=set)
+    """Those that ran, whether or not anything was recorded in them."""
     data: dict[Series, dict[int, Value]] = field(default_factory=dict)
     """Values by step."""
     _pending: list[Pending] = field(default_factory=list, repr=False)
@@ -210,7 +217,7 @@ class Trace:
         found: dict[str, tuple[Any, ...]] = {}
         for axis in ("run", "expert", "window", "step", "block", "branch", "stream"):
             if axis == "step":  # those of the whole trace, so that arrays of several quantities fit together
-                found[axis] = tuple(sorted({step for steps in self.data.values() for step in steps}))
+                found[axis] = tuple(sorted(self.steps))
                 continue
             seen = tuple(dict.fromkeys(coordinate(s, 0, axis) for s in series))
             if axis in ("block", "branch") or len(seen) > 1:
@@ -283,10 +290,9 @@ class Trace:
 
     def __repr__(self) -> str:
         self.flush()
-        steps = {step for values in self.data.values() for step in values}
         places = len({series.where for series in self.data})
         stopped = f", {self.stopped}" if self.stopped else ""
-        return f"Trace({self.model!r}, {len(self.names)} names, {places} places, {len(steps)} steps{stopped})"
+        return f"Trace({self.model!r}, {len(self.names)} names, {places} places, {len(self.steps)} steps{stopped})"
 
 
 def parts(values: np.ndarray) -> list[np.ndarray]:
