@@ -197,8 +197,9 @@ def attached(model: Any, spec: GenerationSpec) -> Iterator[dict[str, Any]]:
 
 def _plain_report(report: caches.CacheReport) -> dict[str, Any]:
     """The report as JSON data, whose keys are text."""
-    hits = {key: {str(step): hit for step, hit in steps.items()} for key, steps in report.hit_map.items()}
-    return {**asdict(report), "hit_map": hits}
+    by_step = ("hit_map", "shares", "signals")
+    plain = asdict(report)
+    return plain | {n: {k: {str(i): v for i, v in rows.items()} for k, rows in plain[n].items()} for n in by_step}
 
 
 def velocity_of(

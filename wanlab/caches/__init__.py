@@ -15,9 +15,18 @@ from typing import TYPE_CHECKING
 from wanlab.registry import lazy
 
 if TYPE_CHECKING:
-    from wanlab.caches._attach import attach, check
+    from wanlab.caches._attach import attach, check, predict_bytes, prepared
     from wanlab.caches._cache import Cache, CacheReport
+    from wanlab.caches._run import Run
 
-_HOME = {"attach": "_attach", "check": "_attach", "Cache": "_cache", "CacheReport": "_cache"}
-__all__ = ["Cache", "CacheReport", "attach", "check"]
+_HOME = {
+    "attach": "_attach",
+    "check": "_attach",
+    "prepared": "_attach",
+    "predict_bytes": "_attach",
+    "Cache": "_cache",
+    "CacheReport": "_cache",
+    "Run": "_run",
+}
+__all__ = ["Cache", "CacheReport", "Run", "attach", "check", "predict_bytes", "prepared"]
 __getattr__ = lazy(__name__, _HOME)

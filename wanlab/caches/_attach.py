@@ -1,4 +1,4 @@
-"""Attach the cache that a spec asks for."""
+"""Attach the cache that a spec asks for; its plan and its size before anything runs."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from wanlab.caches._cache import Cache
+from wanlab.caches._run import Run
 from wanlab.errors import WanlabError
-from wanlab.registry import CACHES, GUIDANCE
-from wanlab.sites import NO_CONDITIONS, StepContext
+from wanlab.registry import CACHES
 from wanlab.spec import GenerationSpec
 
 
@@ -19,7 +19,7 @@ def attach(model: Any, spec: GenerationSpec) -> Iterator[Cache | None]:
 
     Raises WanlabError for options that do not fit the run, before anything runs.
     """
-    cache = _checked(model, spec)
+    cache = prepared(model, spec)
     if cache is None:
         yield None
         return
@@ -29,13 +29,16 @@ def attach(model: Any, spec: GenerationSpec) -> Iterator[Cache | None]:
 
 def check(model: Any, spec: GenerationSpec) -> None:
     """Raise WanlabError if the spec's cache does not fit the run that it describes; loads no weights."""
-    _checked(model, spec)
+    prepared(model, spec)
 
 
-def _checked(model: Any, spec: GenerationSpec) -> Cache | None:
+def prepared(model: Any, spec: GenerationSpec) -> Cache | None:
+    """What will execute the spec's cache: of a static method, the `Fixed` that it lowers to. None for "none"."""
     if spec.cache.method == "none":
         return None
-    cache: Cache = CACHES.get(spec.cache.method)(spec.cache.bind())
+    cls: type[Cache] = CACHES.get(spec.cache.method)
+    cache = cls(spec.cache.bind())
+    cache.method = spec.cache.method
     num_steps = len(model.sigmas(spec)) - 1
     if model.frame_steps(spec) is not None:
         raise WanlabError(
@@ -43,18 +46,20 @@ def _checked(model: Any, spec: GenerationSpec) -> Cache | None:
             f"frames is at a step of its own in the run's {len(model.experts(spec))}",
             remedy="Set cache to none, or ar_step to 0",
         )
-    cache.check(spec, _branches(model, spec), num_steps)
-    return cache
+    if why := cls.unfit(model):
+        raise WanlabError(f"The cache {cache.method} cannot serve {model.id}. {why}", remedy="Choose another cache")
+    run = Run.of(model, spec)
+    cache.check(run)
+    executor = cache.prepare(run)
+    executor.method = cache.method
+    return executor
 
 
-def _branches(model: Any, spec: GenerationSpec) -> set[str]:
-    """Names of the guidance branches that some step of some expert runs, before any batching."""
-    rule = GUIDANCE.get(spec.guidance.method)(spec.guidance, spec.guidance.bind())
-    levels = model.sigmas(spec)[:-1].tolist()
-    text: dict[str, dict[str, Any]] = {"prompt": {}, "negative_prompt": {}}
-    clock = (
-        StepContext(i, len(levels), sigma, expert=name)
-        for i, sigma in enumerate(levels)
-        for name in model.experts_present
-    )
-    return {branch.name for ctx in clock for branch in rule.branches(ctx, text, NO_CONDITIONS)}
+def predict_bytes(model: Any, spec: GenerationSpec) -> int:
+    """Bytes of state that the spec's cache will hold at the end of a run of one sample; 0 for "none"."""
+    if spec.cache.method == "none":
+        return 0
+    spec = spec.resolve(model)
+    prepared(model, spec)
+    cache: Cache = CACHES.get(spec.cache.method)(spec.cache.bind())
+    return cache.predict(Run.of(model, spec))

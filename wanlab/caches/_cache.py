@@ -1,125 +1,261 @@
-"""What all caches share: the residual of each expert and branch, the hit map, attaching, state that saves."""
+"""What all caches share: memory of each expert and branch, shares of work, attaching, state that saves, the report."""
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from wanlab.sites import Handle, StepContext, Streams
-from wanlab.spec import GenerationSpec, Part
+from wanlab.caches._run import Run
+from wanlab.errors import WanlabError
+from wanlab.sites import Entry, Handle, Stack, StepContext, Streams
+from wanlab.spec import Part
 
 Key = tuple[str, str, int]
-"""(expert, branch, window): every such sequence of forwards has its own state; window is -1 where there is none."""
+"""(expert, branch, window): every such sequence of forwards has its own memory; window is -1 where there is none."""
+TOGETHER = "*"
+"""The branch of what all branches of an expert share: a decision that they follow."""
+
+
+@dataclass
+class Memory:
+    """What a cache knows of one expert, branch and window."""
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    """What is reused or compared with, by the method's own names."""
+    numbers: dict[str, float] = field(default_factory=dict)
+    """Counters and sums."""
+    shares: dict[int, float] = field(default_factory=dict)
+    """Step -> share of the blocks' work that was done, 0 to 1."""
+    signals: dict[int, float] = field(default_factory=dict)
+    """Step -> the number that was held against the threshold, for methods that have one."""
 
 
 @dataclass(frozen=True)
 class CacheReport:
     """What a cache did in a run."""
 
+    method: str
     hit_map: dict[str, dict[int, bool]]
-    """"expert/branch/window" -> step -> whether the blocks ran."""
+    """"expert/branch/window" -> step -> whether all of the blocks' work was done."""
+    shares: dict[str, dict[int, float]]
+    """The same -> the share of that work that was done, 0 to 1; what a signal costs beside the blocks is not in it."""
+    signals: dict[str, dict[int, float]]
+    """The same -> what was held against the threshold, for methods that have one."""
     computed: int
-    """Forwards whose blocks ran."""
+    """Forwards in which everything was computed."""
     reused: int
+    """Forwards in which something was reused."""
     state_bytes: int
+    """Bytes held at the end of the run, when they are the most."""
     ideal_speedup: float
-    """Forwards over computed forwards: what reuse that costs nothing would give."""
+    """Forwards over the sum of shares: what reuse that costs nothing would give."""
 
 
 class Cache(abc.ABC):
-    """Runs the block stack where `decide` says so and adds the last computed residual where not.
+    """A method that reuses a step's work in later ones. State belongs to a run: an earlier or equal step forgets it.
 
-    A method overrides `decide`; one that looks at tensors overrides `signal` too, and reads what that left behind. The
-    first forward of an expert, branch and window computes whatever was decided, since there is nothing to reuse yet;
-    the hit map says so. State belongs to a run: going back to an earlier step forgets it.
+    A method that runs all blocks or none overrides `decide` and, to look at tensors, `signal`. One that splits the
+    stack overrides `around_stack`, one that skips embedding and head too `around_forward` with `level = "forward"`,
+    one that keeps single modules' outputs `around_part` with `level = "part"`. All work through `memory(ctx)` and tell
+    `did(ctx, share)` what they did. The first forward of an expert, branch and window has nothing to reuse.
     """
+
+    method: str = ""
+    level: ClassVar[str] = "stack"
+    """Which sites it is attached to: "stack", "forward" or "part"."""
 
     class Options(Part):
         """No options."""
 
     def __init__(self, options: Part | None = None) -> None:
         self.options: Any = self.Options() if options is None else options
+        self.method = self.method or type(self).__name__.lower()
         self._ctx: StepContext | None = None
-        self._residuals: dict[Key, dict[str, Tensor]] = {}
-        self._hits: dict[Key, dict[int, bool]] = {}
+        self._memories: dict[Key, Memory] = {}
+        self._stacks: Mapping[str, Stack] = {}
+        self._paused = False
+
+    # What a method is
+
+    @classmethod
+    def unfit(cls, model: Any) -> str:
+        """Why a model's networks cannot follow this method, as a sentence; empty where they can."""
+        return ""
+
+    def check(self, run: Run) -> None:  # noqa: B027 - an optional hook
+        """Raise WanlabError if the options do not fit the run."""
+
+    def prepare(self, run: Run) -> Cache:
+        """What executes the method in this run: itself, or a `Fixed` that it lowers to."""
+        return self
 
     @abc.abstractmethod
+    def predict(self, run: Run) -> int:
+        """Bytes of state that a run will hold at its end, from the model's configuration alone."""
+
     def decide(self, ctx: StepContext) -> bool:
         """Whether to run the blocks at this forward."""
+        raise NotImplementedError(f"{type(self).__name__} overrides neither decide nor the level it works at")
 
     def signal(self, streams: Streams, ctx: StepContext) -> None:  # noqa: B027 - an optional hook
         """Look at the streams that enter the stack, before `decide`; by default nothing is looked at."""
 
-    def check(self, spec: GenerationSpec, branches: Collection[str], num_steps: int) -> None:  # noqa: B027 - optional
-        """Raise WanlabError if the options do not fit the spec's run: its guidance branches and the steps that run."""
+    def around_stack(self, call: Callable[..., Streams], streams: Streams, ctx: StepContext) -> Streams:
+        """The streams after the stack; `call(streams, start=..., stop=...)` runs a part of it."""
+        memory = self.memory(ctx)
+        self.signal(streams, ctx)
+        outputs = self.stack(ctx).outputs
+        if not self.decide(ctx) and memory.tensors:
+            self.did(ctx, 0.0)
+            return streams.plus({name: memory.tensors[name] for name in outputs})
+        after = call(streams)
+        memory.tensors |= {name: after.tokens[name] - streams.tokens[name] for name in outputs}
+        self.did(ctx, 1.0)
+        return after
+
+    def around_forward(self, call: Callable[..., Tensor], latents: Tensor, ctx: StepContext, branch: Any) -> Tensor:
+        """The velocity of `latents` (B, C, T, H, W)."""
+        return call(latents, ctx, branch)
+
+    def around_part(self, call: Callable[..., Any], entry: Entry, part: str, args: tuple[Any, ...], kw: Any) -> Any:
+        """What a module inside a block gives; `self.ctx` is the forward that it is part of."""
+        return call(*args, **kw)
+
+    def parts(self, entry: Entry) -> tuple[str, ...]:
+        """Of a block, the parts that `around_part` is called for."""
+        return tuple(entry.parts)
+
+    # What a method uses
+
+    @property
+    def ctx(self) -> StepContext:
+        """The forward that is running."""
+        assert self._ctx is not None, "the network ran before model.begin"
+        return self._ctx
+
+    def memory(self, ctx: StepContext, branch: str | None = None) -> Memory:
+        """The memory of the forward's expert, branch (or another one) and window."""
+        key = (ctx.expert, ctx.branch if branch is None else branch, -1 if ctx.window is None else ctx.window)
+        return self._memories.setdefault(key, Memory())
+
+    def together(self, ctx: StepContext) -> Memory:
+        """The memory that all branches of the forward's expert and window share."""
+        return self.memory(ctx, TOGETHER)
+
+    def stack(self, ctx: StepContext) -> Stack:
+        """The stack of the forward's expert."""
+        return self._stacks[ctx.expert]
+
+    def did(self, ctx: StepContext, share: float, signal: float | None = None) -> None:
+        """Note the share of the blocks' work that this forward did, and what was held against the threshold."""
+        memory = self.memory(ctx)
+        memory.shares[ctx.step] = share
+        if signal is not None:
+            memory.signals[ctx.step] = signal
+
+    # Attaching
 
     def attach(self, model: Any) -> Handle:
-        """Work on all experts of a model until the handle is removed."""
+        """Work on all experts of a model until the handle is removed. Raises WanlabError where another cache does."""
+        self._stacks = model.stacks
         handles: list[Handle] = []
         handle = Handle.join(handles)
         try:
             handles.append(model.on_begin(self._begin))
-            handles.extend(stack.site.wrap(self._around, "cache") for stack in model.stacks.values())
+            for stack in model.stacks.values():
+                _check_alone(stack, self.method)
+                self._wrap(stack, handles)
         except BaseException:
             handle.remove()
             raise
         return handle
 
+    def _wrap(self, stack: Stack, handles: list[Handle]) -> None:
+        if self.level == "stack":
+            handles.append(stack.site.wrap(self._around_stack, "cache"))
+        elif self.level == "forward":
+            assert stack.forward is not None, "a model's stack"
+            handles.append(stack.forward.wrap(self._around_forward, "cache"))
+        else:
+            assert self.level == "part", self.level
+            for entry in stack:
+                handles += [entry.parts[name].wrap(self._part(entry, name), "cache") for name in self.parts(entry)]
+
     def _begin(self, ctx: StepContext) -> None:
-        if self._ctx is not None and ctx.step < self._ctx.step:
+        """The clock: a run that starts anew forgets the one before."""
+        if self._paused:
+            return
+        again = ctx.step in self.memory(ctx).shares
+        if again or (self._ctx is not None and ctx.step < self._ctx.step):
             self.reset()
         self._ctx = ctx
 
-    def _around(
+    def _around_stack(
         self, call: Callable[..., Streams], streams: Streams, start: int = 0, stop: int | None = None
     ) -> Streams:
-        if start != 0 or stop is not None:  # a part of the stack has no residual of its own
+        if self._paused or start != 0 or stop is not None:  # a part of the stack has no residual of its own
             return call(streams, start=start, stop=stop)
-        ctx = self._ctx
-        assert ctx is not None, "the stack ran before model.begin"
-        key = _key(ctx)
-        self.signal(streams, ctx)
-        compute = self.decide(ctx) or key not in self._residuals
-        self._hits.setdefault(key, {})[ctx.step] = compute
-        if not compute:
-            return streams.plus(self._residuals[key])
-        after = call(streams)
-        self._residuals[key] = after.residual(streams)
-        return after
+        return self.around_stack(call, streams, self.ctx)
+
+    def _around_forward(self, call: Callable[..., Tensor], latents: Tensor, ctx: StepContext, branch: Any) -> Tensor:
+        if self._paused:
+            return call(latents, ctx, branch)
+        return self.around_forward(call, latents, ctx, branch)
+
+    def _part(self, entry: Entry, name: str) -> Callable[..., Any]:
+        def around(call: Callable[..., Any], *args: Any, **kw: Any) -> Any:
+            return call(*args, **kw) if self._paused else self.around_part(call, entry, name, args, kw)
+
+        return around
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside, forwards compute everything and leave no trace in the state: what the network would have given."""
+        before, self._paused = self._paused, True
+        try:
+            yield
+        finally:
+            self._paused = before
+
+    # State and report
 
     def reset(self) -> None:
-        """Forget all residuals and hits."""
-        self._residuals.clear()
-        self._hits.clear()
+        """Forget everything."""
+        self._memories.clear()
 
     def report(self) -> CacheReport:
         """Hit map, counts, bytes of state now held, ideal speed-up."""
-        hits = [hit for steps in self._hits.values() for hit in steps.values()]
-        held = [t for residual in self._residuals.values() for t in residual.values()]
-        computed = sum(hits)
+        memories = {_path(key): m for key, m in self._memories.items() if m.shares}
+        shares = [share for m in memories.values() for share in m.shares.values()]
+        computed = sum(share >= 1 for share in shares)
         return CacheReport(
-            hit_map={"/".join(map(str, key)): dict(steps) for key, steps in self._hits.items()},
+            method=self.method,
+            hit_map={key: {step: share >= 1 for step, share in m.shares.items()} for key, m in memories.items()},
+            shares={key: dict(m.shares) for key, m in memories.items()},
+            signals={key: dict(m.signals) for key, m in memories.items() if m.signals},
             computed=computed,
-            reused=len(hits) - computed,
-            state_bytes=sum(t.numel() * t.element_size() for t in held),
-            ideal_speedup=len(hits) / computed if computed else 1.0,
+            reused=len(shares) - computed,
+            state_bytes=sum(t.nbytes for m in self._memories.values() for t in m.tensors.values()),
+            ideal_speedup=len(shares) / sum(shares) if sum(shares) else 1.0,
         )
 
     def state(self) -> dict[str, Tensor]:
-        """All state as named tensors, which safetensors can store: residuals, and hits as rows (step, computed)."""
-        tensors = {
-            f"residual/{'/'.join(map(str, key))}/{name}": value
-            for key, residual in self._residuals.items()
-            for name, value in residual.items()
-        }
-        for key, steps in self._hits.items():
-            tensors[f"hits/{'/'.join(map(str, key))}"] = torch.tensor(list(steps.items()), dtype=torch.int64)
-        return tensors
+        """All state as named tensors, which safetensors can store: tensors, numbers, rows (step, share or signal)."""
+        found: dict[str, Tensor] = {}
+        for key, memory in self._memories.items():
+            path = _path(key)
+            found |= {f"tensors/{path}/{name}": value for name, value in memory.tensors.items()}
+            found |= {f"numbers/{path}/{name}": _float64(value) for name, value in memory.numbers.items()}
+            for what in ("shares", "signals"):
+                if rows := list(getattr(memory, what).items()):
+                    found[f"{what}/{path}"] = _float64(rows)
+        return found
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Take the state that `state` gave; the next forward goes on from there, at whatever step."""
@@ -127,15 +263,31 @@ class Cache(abc.ABC):
         self._ctx = None
         for path, value in tensors.items():
             what, expert, branch, window, *rest = path.split("/")
-            key = (expert, branch, int(window))
-            if what == "hits":
-                self._hits[key] = {int(step): bool(hit) for step, hit in value.tolist()}
+            memory = self._memories.setdefault((expert, branch, int(window)), Memory())
+            if what == "tensors":
+                memory.tensors["/".join(rest)] = value
+            elif what == "numbers":
+                memory.numbers["/".join(rest)] = float(value)
             else:
-                self._residuals.setdefault(key, {})["/".join(rest)] = value
+                getattr(memory, what).update({int(step): number for step, number in value.tolist()})
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.options!r})"
 
 
-def _key(ctx: StepContext) -> Key:
-    return ctx.expert, ctx.branch, -1 if ctx.window is None else ctx.window
+def _float64(value: Any) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def _path(key: Key) -> str:
+    return "/".join(map(str, key))
+
+
+def _check_alone(stack: Stack, method: str) -> None:
+    sites = [stack.site, *(part for entry in stack for part in entry.parts.values())]
+    sites += [stack.forward] if stack.forward is not None else []
+    if any("cache" in site.layers for site in sites):
+        raise WanlabError(
+            f"A cache is attached to this model already, and {method} would be a second one on {stack.name}",
+            remedy="Remove the first one: leave its `with` block, or call its handle's remove()",
+        )

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
 from wanlab.caches._cache import Cache
+from wanlab.caches._run import Run
+from wanlab.caches._size import residual_bytes
 from wanlab.errors import WanlabError, unknown
 from wanlab.registry import CACHES
 from wanlab.sites import StepContext
-from wanlab.spec import GenerationSpec, Part
+from wanlab.spec import Part
 
 Mask = Annotated[tuple[bool, ...], Field(min_length=1, max_length=10_000)]
 
@@ -41,18 +42,21 @@ class Fixed(Cache):
         self._check_length(ctx.num_steps)
         return self.options.branch_masks.get(ctx.branch, self.options.mask)[ctx.step]
 
-    def check(self, spec: GenerationSpec, branches: Collection[str], num_steps: int) -> None:
-        sampling = spec.sampling
+    def predict(self, run: Run) -> int:
+        return residual_bytes(run)
+
+    def check(self, run: Run) -> None:
+        sampling = run.spec.sampling
         left = f" of {sampling.num_steps} that denoising_strength = {sampling.denoising_strength:g} leaves"
-        self._check_length(num_steps, left if num_steps != sampling.num_steps else "")
+        self._check_length(run.num_steps, left if run.num_steps != sampling.num_steps else "")
         masks = self.options.branch_masks
-        if masks and spec.guidance.batch_branches:
+        if masks and run.batched:
             raise WanlabError(
                 "The cache's branch_masks need branches of their own, and guidance.batch_branches runs them as one",
                 remedy="Give only mask, or set guidance.batch_branches to False",
             )
-        if wrong := sorted(set(masks) - set(branches)):
-            raise unknown("guidance branch in the cache's branch_masks", wrong[0], branches)
+        if wrong := sorted(set(masks) - set(run.branch_names)):
+            raise unknown("guidance branch in the cache's branch_masks", wrong[0], run.branch_names)
 
     def _check_length(self, num_steps: int, left: str = "") -> None:
         """Raise WanlabError for another number of steps; `left` says why they are not the spec's num_steps."""

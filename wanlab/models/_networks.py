@@ -33,6 +33,8 @@ class Networks(abc.ABC):
     pipelines: ClassVar[tuple[str, ...]]
     """The diffusers pipelines whose folders this family reads, as model_index.json names them."""
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    outputs: ClassVar[tuple[str, ...]] = ("video",)
+    """Token streams that are read after the last block."""
     optional_encoders: ClassVar[tuple[str, ...]] = ()
     """Encoders that only some checkpoints of the family have."""
 

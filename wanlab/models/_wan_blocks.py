@@ -16,10 +16,13 @@ from wanlab.attention.sdpa import sdpa
 from wanlab.models._processor import SiteProcessor
 from wanlab.sites import AttentionSite, BlockPlan, Layout, RunLock, Streams
 
+PARTS = ("attn1", "attn2", "ffn")
+"""Self attention, cross attention and feed-forward of a WanTransformerBlock."""
+
 
 def plan_block(name: str, block: nn.Module, layout: Layout, lock: RunLock) -> BlockPlan:
     """A WanTransformerBlock as an entry of the stack."""
-    return BlockPlan(name, "block", block, run_block, attention_sites(name, block, layout, lock))
+    return BlockPlan(name, "block", block, run_block, attention_sites(name, block, layout, lock), PARTS)
 
 
 def attention_sites(name: str, block: nn.Module, layout: Layout, lock: RunLock) -> dict[str, AttentionSite]:

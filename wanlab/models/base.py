@@ -261,6 +261,8 @@ class Model(Networks):
     def _stack(self, expert: str) -> Stack:
         stack = self._build_stack(expert)
         stack.before_block = self.check
+        stack.outputs = self.outputs
+        stack.enclose(functools.partial(self._forward, stack))
         return stack
 
     @abc.abstractmethod
@@ -279,11 +281,15 @@ class Model(Networks):
     def velocity(self, latents: Tensor, ctx: StepContext, branch: Branch) -> Tensor:
         """One forward of `ctx.expert`: embed, stack, head. Returns the network's dtype, shaped like `latents`."""
         with self.resident(ctx.expert):
-            stack = self.stacks[ctx.expert]
-            streams = self.embed(latents, ctx, branch)
-            with skipping(stack, branch.skip_blocks):
-                streams = stack.run(streams)
-            return self.head(streams, ctx)
+            site = self.stacks[ctx.expert].forward
+            assert site is not None, "made with the stack"
+            return cast(Tensor, site(latents, ctx, branch))
+
+    def _forward(self, stack: Stack, latents: Tensor, ctx: StepContext, branch: Branch) -> Tensor:
+        streams = self.embed(latents, ctx, branch)
+        with skipping(stack, branch.skip_blocks):
+            streams = stack.run(streams)
+        return self.head(streams, ctx)
 
     # Text, conditions, media
 

@@ -40,6 +40,7 @@ class Flux(Model):
     """Text to image by FluxTransformer2DModel, T5, CLIP and AutoencoderKL."""
 
     family = "flux"
+    outputs = ("image",)
     pipelines = ("FluxPipeline",)
     encoders = ("text_encoder", "text_encoder_2")
 
@@ -105,7 +106,8 @@ class Flux(Model):
         attention = cast(Any, block).attn
         site = AttentionSite(f"{name}.attn", "joint", sdpa, layout, attention.head_dim, self.lock)
         attention.set_processor(FluxSiteProcessor(site))
-        return BlockPlan(name, kind, block, run_block, {"attn": site})
+        parts = ("attn", "ff", "ff_context") if kind == "double" else ("attn",)
+        return BlockPlan(name, kind, block, run_block, {"attn": site}, parts)
 
     def embed(self, latents: Tensor, ctx: StepContext, branch: Branch) -> Streams:
         stack = self.stacks[ctx.expert]

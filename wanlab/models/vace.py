@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from wanlab.errors import WanlabError
 from wanlab.models import _wan_inputs as inputs
-from wanlab.models._wan_blocks import attention_sites, context, plan_block, run_block
+from wanlab.models._wan_blocks import PARTS, attention_sites, context, plan_block, run_block
 from wanlab.models.wan import Wan, share
 from wanlab.registry import FAMILIES
 from wanlab.sites import BlockPlan, Branch, Conditions, Layout, Stack, StepContext, Streams
@@ -76,9 +76,9 @@ class Vace(Wan):
             if i in hints:
                 name, hint = f"vace_blocks.{hints[i]}", network.vace_blocks[hints[i]]
                 sites = attention_sites(name, hint, layout, self.lock)
-                plans.append(BlockPlan(name, "hint", hint, run_hint_block, sites))
+                plans.append(BlockPlan(name, "hint", hint, run_hint_block, sites, PARTS))
                 run = functools.partial(run_hinted_block, layer=hints[i])
-                plan = BlockPlan(plan.name, plan.kind, block, run, plan.attentions)
+                plan = BlockPlan(plan.name, plan.kind, block, run, plan.attentions, PARTS)
             plans.append(plan)
         return Stack(expert, network, plans, layout, self.lock)
 

@@ -4,7 +4,7 @@ handle = model.stacks["transformer"][3].site.wrap(lambda call, streams: call(str
 handle.remove()
 """
 
-from wanlab.sites.chain import LAYERS, LEGAL, AttentionSite, Handle, Layout, LinearSite, Site
+from wanlab.sites.chain import LAYERS, LEGAL, AttentionSite, Handle, Layout, LinearSite, ModuleSite, Site
 from wanlab.sites.context import NO_CONDITIONS, Branch, Conditions, StepContext, Streams
 from wanlab.sites.lock import RunLock
 from wanlab.sites.stack import BlockPlan, Entry, Stack, compiling, skipping
@@ -21,6 +21,7 @@ __all__ = [
     "Handle",
     "Layout",
     "LinearSite",
+    "ModuleSite",
     "RunLock",
     "Site",
     "Stack",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from wanlab.errors import WanlabError, unknown
 from wanlab.sites.lock import RunLock
 
-Kind = Literal["stack", "block", "linear", "attention"]
+Kind = Literal["forward", "stack", "block", "part", "linear", "attention"]
 Wrapper = Callable[..., Any]
 """`fn(call, *args, **kw)`: does what it likes around `call(*args, **kw)`, which is everything further inside."""
 
@@ -23,10 +23,12 @@ LEGAL: dict[Kind, tuple[str, ...]] = {
     "linear": ("quant", "lora", "offload", "edit", "recorder"),
     "attention": ("attention", "parallel", "edit", "recorder"),
     "block": ("compile", "offload", "cache", "edit", "recorder"),
+    "part": ("cache", "edit", "recorder"),
     "stack": ("cache", "edit", "recorder"),
+    "forward": ("cache", "edit", "recorder"),
 }
-OUTSIDE_GRAPHS = ("edit", "recorder")
-"""Layers that, on a linear or attention site, keep their block from running compiled."""
+OUTSIDE_GRAPHS = ("cache", "edit", "recorder")
+"""Layers that, on a site inside a block, keep that block from running compiled."""
 _serial = itertools.count()
 
 
@@ -79,8 +81,8 @@ class Site:
     """A place in the network whose call can be wrapped.
 
     `wrap(fn, layer)` puts `fn(call, *args, **kw)` around the call at its layer's place and returns a Handle. What
-    `args` are depends on `kind`: stack and block `(streams)`, linear `(x,)` of (..., in_features), attention `(q, k, v,
-    site, mask)` with (B, L, H, D).
+    `args` are depends on `kind`: forward `(latents, ctx, branch)`, stack and block `(streams)`, part what the block's
+    module takes, linear `(x,)` of (..., in_features), attention `(q, k, v, site, mask)` with (B, L, H, D).
     """
 
     kind: Kind
@@ -143,15 +145,15 @@ def compose(base: Callable[..., Any], layers: tuple[Wrapper, ...]) -> Callable[.
     return call
 
 
-class LinearSite(Site):
-    """A linear layer. While something is attached the module's class is a subclass whose forward walks the chain.
+class ModuleSite(Site):
+    """A module inside a block. While something is attached its class is a subclass whose forward walks the chain.
 
     The parameters stay where they are, so state dicts and compiled graphs are shared by all blocks. Detached, class and
-    attributes are the original ones.
+    attributes are the original ones. A module has one such site.
     """
 
-    def __init__(self, name: str, module: nn.Module, lock: RunLock | None = None) -> None:
-        super().__init__(name, "linear", module.__class__.forward, lock)
+    def __init__(self, name: str, kind: Kind, module: nn.Module, lock: RunLock | None = None) -> None:
+        super().__init__(name, kind, module.__class__.forward, lock)
         self.module = module
         self._plain: type[nn.Module] = module.__class__
 
@@ -168,18 +170,25 @@ class LinearSite(Site):
             self.module.__dict__.pop(_CHAIN, None)
 
 
+class LinearSite(ModuleSite):
+    """A linear layer."""
+
+    def __init__(self, name: str, module: nn.Module, lock: RunLock | None = None) -> None:
+        super().__init__(name, "linear", module, lock)
+
+
 _CHAIN = "_wanlab_chain"
 
 
 @functools.cache
 def _site_class(plain: type[nn.Module]) -> type[nn.Module]:
-    """A subclass of a linear class whose forward runs the chain around the original one; torch.compile can read it."""
+    """A subclass of a module's class whose forward runs the chain around the original; torch.compile can read it."""
 
-    def forward(self: nn.Module, x: Tensor) -> Tensor:
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         call = functools.partial(plain.forward, self)
         for fn in self._wanlab_chain:
             call = functools.partial(fn, call)
-        return call(x)
+        return call(*args, **kwargs)
 
     return type(f"Site{plain.__name__}", (plain,), {"forward": forward, "__module__": __name__})
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from wanlab.errors import WanlabError
-from wanlab.sites.chain import OUTSIDE_GRAPHS, AttentionSite, Handle, Layout, LinearSite, Site
+from wanlab.sites.chain import OUTSIDE_GRAPHS, AttentionSite, Handle, Layout, LinearSite, ModuleSite, Site
 from wanlab.sites.context import Streams
 from wanlab.sites.lock import RunLock
 
@@ -32,11 +32,13 @@ class Entry:
     site: Site
     linears: dict[str, LinearSite] = field(default_factory=dict)
     attentions: dict[str, AttentionSite] = field(default_factory=dict)
+    parts: dict[str, ModuleSite] = field(default_factory=dict)
+    """Modules whose outputs methods may keep, by their names in the block: its attentions and feed-forward."""
 
     @property
     def observed(self) -> bool:
-        """Whether an edit or recorder sits on a linear or attention site, which compiled code cannot call."""
-        inner = (*self.linears.values(), *self.attentions.values())
+        """Whether something that compiled code cannot call sits on a site inside the block."""
+        inner = (*self.linears.values(), *self.attentions.values(), *self.parts.values())
         return any(layer in OUTSIDE_GRAPHS for site in inner for layer in site.layers)
 
     def __repr__(self) -> str:
@@ -45,17 +47,20 @@ class Entry:
 
 @dataclass(frozen=True)
 class BlockPlan:
-    """How a family describes one block: `attentions` are the block's attention sites by name."""
+    """How a family describes one block."""
 
     name: str
     kind: str
     module: nn.Module
     apply: Apply
     attentions: dict[str, AttentionSite]
+    """Its attention sites by name."""
+    parts: tuple[str, ...] = ()
+    """Names of the modules in it that get a site: attentions and feed-forwards, none of them a linear layer."""
 
 
 class Stack:
-    """All blocks of one network in the order they run, with the site around them.
+    """All blocks of one network in the order they run, with the sites around them.
 
     `linears` holds every linear layer of the network by its parameter name, those outside the blocks too.
     `run(streams, start, stop)` runs entries [start, stop) and goes through the stack's own site, whose wrappers are
@@ -66,6 +71,8 @@ class Stack:
         self, name: str, network: nn.Module, plans: Iterable[BlockPlan], layout: Layout, lock: RunLock | None = None
     ) -> None:
         self.name = name
+        self.outputs: tuple[str, ...] = ("video",)
+        """Names of the token streams that are read after the last block."""
         self.network = network
         self.layout = layout
         self.lock = lock or RunLock()
@@ -76,6 +83,8 @@ class Stack:
         }
         self.entries = [self._entry(plan) for plan in plans]
         self.site = Site(name, "stack", self._run, self.lock)
+        self.forward: Site | None = None
+        """Around a whole forward, `fn(call, latents, ctx, branch) -> velocity`; `enclose` makes it."""
         self.before_block: Callable[[], None] | None = None
         """Called before each block, outside compiled code; may raise to stop."""
         self.uncompiled: set[str] = set()
@@ -85,7 +94,15 @@ class Stack:
         prefix = plan.name + "."
         linears = {n.removeprefix(prefix): site for n, site in self.linears.items() if n.startswith(prefix)}
         site = Site(plan.name, "block", functools.partial(plan.apply, plan.module), self.lock)
-        return Entry(plan.name, plan.kind, plan.module, plan.apply, site, linears, plan.attentions)
+        parts = {
+            part: ModuleSite(f"{plan.name}.{part}", "part", getattr(plan.module, part), self.lock)
+            for part in plan.parts
+        }
+        return Entry(plan.name, plan.kind, plan.module, plan.apply, site, linears, plan.attentions, parts)
+
+    def enclose(self, forward: Callable[..., torch.Tensor]) -> None:
+        """Put a site around `forward(latents, ctx, branch)`, which embeds, runs this stack and reads it out."""
+        self.forward = Site("forward", "forward", forward, self.lock)
 
     def run(self, streams: Streams, start: int = 0, stop: int | None = None) -> Streams:
         """Run entries [start, stop) through the stack's site."""
@@ -124,11 +141,29 @@ class Stack:
             raise WanlabError(f"There is no block {index}; {self.name} has {len(blocks)}, counted from 0")
         return blocks[index]
 
+    @property
+    def num_main(self) -> int:
+        """Blocks of the network's own list."""
+        return sum(entry.kind not in _BESIDE for entry in self.entries)
+
+    def cut(self, num_main: int) -> int:
+        """Where the stack may be cut after its first `num_main` blocks, those beside it (hints, faces) not counted.
+
+        An index for `run`: a hint stays with the block that reads it, a face with the block before it.
+        """
+        places = [i for i, entry in enumerate(self.entries) if entry.kind not in _BESIDE]
+        if num_main >= len(places):
+            return len(self.entries)
+        place = places[num_main]
+        while place > 0 and self.entries[place - 1].kind == "hint":
+            place -= 1
+        return place
+
     def sites(self) -> Iterator[Site]:
-        """The stack's own site, the blocks', and all attention and linear sites."""
-        yield self.site
+        """The sites of the forward and the stack, those of blocks and their parts, all attention and linear sites."""
+        yield from (self.site,) if self.forward is None else (self.forward, self.site)
         for entry in self.entries:
-            yield from (entry.site, *entry.attentions.values())
+            yield from (entry.site, *entry.parts.values(), *entry.attentions.values())
         yield from self.linears.values()
 
     def attachments(self) -> list[str]:

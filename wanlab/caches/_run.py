@@ -1,0 +1,83 @@
+"""What is known of a run before it starts: its steps, experts and branches, and what of the network a block costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+
+from wanlab.registry import GUIDANCE
+from wanlab.sites import NO_CONDITIONS, StepContext
+from wanlab.spec import GenerationSpec
+
+
+@dataclass(frozen=True)
+class Run:
+    """A spec on a model, seen by a cache before the run; loads no weights."""
+
+    model: Any
+    spec: GenerationSpec
+    sigmas: tuple[float, ...]
+    """num_steps + 1 noise levels, falling."""
+    experts: tuple[str, ...]
+    """The expert of each step."""
+    branches: tuple[tuple[str, ...], ...]
+    """Names of each step's guidance branches in the order in which they run, before any batching."""
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    """The model's, from its definition."""
+
+    @classmethod
+    def of(cls, model: Any, spec: GenerationSpec) -> Run:
+        """The run that a spec describes."""
+        sigmas = tuple(model.sigmas(spec).tolist())
+        experts = tuple(model.experts(spec))
+        return cls(model, spec, sigmas, experts, _branches(spec, sigmas, experts), model.constants)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps that run, fewer than the spec's where denoising_strength leaves some out."""
+        return len(self.experts)
+
+    @cached_property
+    def branch_names(self) -> tuple[str, ...]:
+        """The branches that some step runs, the conditional one first."""
+        return tuple(dict.fromkeys(name for names in self.branches for name in names))
+
+    @property
+    def batched(self) -> bool:
+        """Whether the branches of a step run as one forward."""
+        return self.spec.guidance.batch_branches
+
+    @property
+    def forwards(self) -> list[tuple[int, str, str]]:
+        """(step, expert, branch) of every forward, as the clock will name them."""
+        found = []
+        for step, (expert, names) in enumerate(zip(self.experts, self.branches, strict=True)):
+            together = self.batched and len(names) > 1
+            found += [(step, expert, name) for name in (["+".join(names)] if together else names)]
+        return found
+
+    @cached_property
+    def split_step(self) -> int | None:
+        """The first step of the second expert; None where one expert runs all steps."""
+        other = [i for i, expert in enumerate(self.experts) if expert != self.experts[0]]
+        return other[0] if other else None
+
+    def steps_of(self, expert: str) -> list[int]:
+        """The steps of an expert."""
+        return [i for i, name in enumerate(self.experts) if name == expert]
+
+
+def _branches(spec: GenerationSpec, sigmas: tuple[float, ...], experts: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    rule = GUIDANCE.get(spec.guidance.method)(spec.guidance, spec.guidance.bind())
+    nothing: dict[str, Tensor] = {}
+    text = {"prompt": nothing, "negative_prompt": nothing}
+    clock = StepContext(0, len(experts), sigmas[0], sigmas)
+    found = []
+    for step, expert in enumerate(experts):
+        ctx = replace(clock, step=step, sigma=sigmas[step], expert=expert)
+        found.append(tuple(branch.name for branch in rule.branches(ctx, text, NO_CONDITIONS)))
+    return tuple(found)
