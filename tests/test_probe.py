@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import threading
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -367,6 +368,27 @@ def test_state_bytes_are_what_the_docstring_says(wan: Model) -> None:
         with probe.record(wan, *names) as trace:
             run(wan)
         assert trace.state_bytes == num_bytes, names
+
+
+def test_nothing_is_held_after_the_last_step(wan: Model) -> None:
+    """So that what comes after it, such as decoding, has the memory."""
+    made: list[weakref.ref[Tensor]] = []
+
+    def note(x: Tensor, ctx: StepContext) -> Tensor:
+        made.append(weakref.ref(x))
+        return x
+
+    def alive(*_: Any) -> None:
+        held.append(sum(ref() is not None for ref in made))
+
+    held: list[int] = []
+    with (
+        probe.edit(wan, "blocks.*.out", note),
+        probe.record(wan, "blocks.*.out", "blocks.*.in", "blocks.*.change", "blocks.*.cosine", "blocks.*.ratio"),
+    ):
+        run(wan, on_step=alive)
+        assert [ref for ref in made if ref() is not None] == []
+    assert held[:3] == [8, 8, 8], "one output a block and branch"
 
 
 def test_measuring_waits_for_nothing() -> None:

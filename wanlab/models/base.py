@@ -23,7 +23,7 @@ from wanlab.models._offers import Offers, offers
 from wanlab.models._parts import Stacks
 from wanlab.models._preview import look
 from wanlab.models._resolve import resolve
-from wanlab.registry import GUIDANCE, SAMPLERS, late
+from wanlab.registry import GUIDANCE, SAMPLERS
 from wanlab.sites import NO_CONDITIONS, Branch, Conditions, Handle, Stack, StepContext, Streams, skipping
 from wanlab.spec import GenerationSpec
 from wanlab.weights import Checkpoint
@@ -243,10 +243,6 @@ class Model(Networks):
         self.check()
         for hook in tuple(self._hooks):
             hook(ctx)
-
-    def sites(self, pattern: str = "*") -> list[str]:
-        """Names for `probe.record`, those that match ("blocks.0.*"); reads the networks."""
-        return cast("list[str]", late("wanlab.probe", "names")(self, pattern))
 
     def attachments(self) -> list[str]:
         """Everything attached now, "transformer.blocks.3.attn1: edit"; reads no network.

@@ -1,8 +1,8 @@
 """What attention looks at, from queries and keys in chunks of rows: entropy, mass by frames and by text, maps of words.
 
 Cost: the scores are computed again, in float32, which is half of the attention's own FLOPs (2 of its 4 * L * L_keys * H
-* D); the probabilities then go through memory about five times (a fused kernel never writes them), which on a GPU takes
-longer than the product: expect several times the attention's own time at each site that is looked at.
+* D); the probabilities then go through memory about five times, where a fused kernel never writes them. On a GPU that
+takes many times as long as the attention itself: look at a few sites. experiments/probes/overhead.py measures it.
 """
 
 from __future__ import annotations

@@ -106,25 +106,42 @@ def fits(name: str, pattern: str) -> bool:
 
 def calls(where: Where, quantity: str, pattern: str) -> bool:
     """Whether a pattern means this quantity of this place."""
-    spellings = (f"{form}.{quantity}" for form in where.forms)
-    return any(fits(name, pattern) or fits(f"{where.expert}.{name}", pattern) for name in spellings)
+    return any(fits(name, pattern) for name in _with_expert(where, quantity))
+
+
+def _with_expert(where: Where, quantity: str) -> list[str]:
+    """All names of one quantity, without its expert and with it."""
+    plain = [f"{form}.{quantity}" for form in where.forms]
+    return [*plain, *(f"{where.expert}.{name}" for name in plain)]
 
 
 def select(model: Any, patterns: Iterable[str]) -> list[tuple[Place, list[str]]]:
     """Places and what is wanted of each. Raises WanlabError for a pattern that matches nothing, with the nearest."""
-    patterns, everywhere = list(patterns), list(places(model))
-    if not patterns:
+    left, everywhere = dict.fromkeys(patterns), list(places(model))
+    if not left:
         raise WanlabError(
             "Nothing is named to record", remedy="Name sites, e.g. 'blocks.*.out'; model.sites() lists all"
         )
-    for pattern in patterns:
-        if not any(calls(place.where, q, pattern) for place in everywhere for q in place.where.quantities):
-            raise missing(pattern, (name for place in everywhere for name in _spellings(place.where)))
-    chosen = [
-        (place, [q for q in place.where.quantities if any(calls(place.where, q, pattern) for pattern in patterns)])
-        for place in everywhere
-    ]
-    return [(place, wanted) for place, wanted in chosen if wanted]
+    globs = [pattern for pattern in left if _is_glob(pattern)]
+    matched: set[str] = set()
+    chosen = []
+    for place in everywhere:
+        wanted = []
+        for quantity in place.where.quantities:
+            spellings = _with_expert(place.where, quantity)
+            by = [name for name in spellings if name in left]
+            by += [glob for glob in globs if any(fits(name, glob) for name in spellings)]
+            matched.update(by)
+            wanted += [quantity] if by else []
+        if wanted:
+            chosen.append((place, wanted))
+    if unmatched := [pattern for pattern in left if pattern not in matched]:
+        raise missing(unmatched[0], (name for place in everywhere for name in _spellings(place.where)))
+    return chosen
+
+
+def _is_glob(pattern: str) -> bool:
+    return any(sign in pattern for sign in "*?[")
 
 
 def missing(pattern: str, choices: Iterable[str], what: str = "site and quantity") -> WanlabError:

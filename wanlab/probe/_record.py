@@ -18,7 +18,7 @@ from torch import Tensor
 from wanlab.errors import WanlabError
 from wanlab.probe._attention import LOOKS, Look
 from wanlab.probe._keep import KEPT, Keep, Store
-from wanlab.probe._measure import CHEAP, Measure, Norms, Previous
+from wanlab.probe._measure import CHEAP, Measure, Norms, Previous, token_norms
 from wanlab.probe._names import STACK, Place, Where, select
 from wanlab.probe._trace import Pending, Series, Trace
 from wanlab.probe._words import positions
@@ -49,14 +49,16 @@ def record(
     `change` and `cosine` hold the last output of each site and branch on the device (`trace.state_bytes`: for Wan 1.3B
     at 480x832x81 in bfloat16 100 MB a block and branch, 6.0 GB for all 30 with guidance); `ratio` holds one float32 a
     token.
+
     Of attentions: `entropy` a head, in nats; `mass` on keys |dT| frames away (self, joint) or on each key (cross);
     `text_mass` of joint attention; `text_map`. They compute the scores again, in chunks of at most `chunk_bytes`: half
-    the attention's FLOPs, in float32, several times its seconds. An attention that is looked at keeps its block from
-    running compiled. `keep` says how much of `tensor` and `text_map` is kept; with a folder the trace is saved there.
+    the attention's FLOPs, but in float32 and through memory, so many times its seconds. An attention that is looked at
+    keeps its block from running compiled.
 
-    inside="cache" records only calls of blocks and stack that a cache does not skip; a call of a part of the stack is
-    not recorded. `prompt` names the text tokens, so that maps can be asked for by words. Raises WanlabError for a name
-    that matches nothing, for what cannot fit `keep`, and while another thread generates.
+    `keep` says how much of `tensor` and `text_map` is kept; with a folder the trace is saved there. `prompt` names the
+    text tokens, so that maps can be asked for by words. inside="cache" records only calls of blocks and stack that a
+    cache does not skip; a call of a part of the stack is not recorded. Raises WanlabError for a name that matches
+    nothing, for what cannot fit `keep`, and while another thread generates.
     """
     keep = keep or Keep()
     chosen = select(model, names)
@@ -195,10 +197,11 @@ class Recorder:
         if wanted & set(CHEAP):
             key = (where, stream, ctx.branch)
             previous = self._previous.get(key)
-            seen = functools.partial(self._norms, stream)
+            is_last = ctx.step + 1 == ctx.num_steps  # then nothing is held while the latents are decoded
+            seen = token_norms if is_last else functools.partial(self._norms, stream)
             measure = Measure(wanted, branches)
             sums, left = measure(before, after, previous, seen)
-            self._previous[key] = left
+            self._previous[key] = left = Previous() if is_last else left
             self._held += left.num_bytes - (previous.num_bytes if previous else 0)
             self.trace.state_bytes = max(self.trace.state_bytes, self._held)
             if sums:
