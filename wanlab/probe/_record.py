@@ -66,13 +66,15 @@ def record(
         raise WanlabError(f"inside = {inside!r} is no place for a recorder", choices=[None, "cache"])
     trace = Trace.of(model, [(place.where, wanted) for place, wanted in chosen], prompt)
     recorder = Recorder(trace, Store(keep), chunk_bytes, positions(keep.tokens, trace.pieces))
-    handle = recorder.attach(model, chosen, inside)
+    handles: list[Handle] = []
+    handle = Handle.join(handles)
     try:
+        recorder.attach(model, chosen, inside, handles)
         yield trace
     finally:
         handle.remove()
         recorder.finish()
-        if keep.folder is not None:
+        if keep.folder is not None and trace.data:
             trace.save(Path(keep.folder))
 
 
@@ -95,23 +97,18 @@ class Recorder:
         self._calls: Counter[Where] = Counter()
         self._num_kept: Counter[tuple[str, ...]] = Counter()
 
-    def attach(self, model: Any, chosen: list[tuple[Place, list[str]]], inside: str | None) -> Handle:
-        """Record at the chosen places until the handle is removed; all of them or, after an error, none."""
-        handles: list[Handle] = []
-        handle = Handle.join(handles)
-        try:
-            handles.append(model.on_begin(self._begin))
-            for place, wanted in chosen:
-                self._num_kept.update(_kind(place.where, q) for q in wanted if q in KEPT)
-                if place.where.part:
-                    handles.append(place.site.wrap(_Attended(self, place.where, set(wanted)), "recorder"))
-                else:
-                    fn = functools.partial(self._block, place.where, set(wanted))
-                    handles.append(place.site.wrap(fn, "recorder", inside))
-        except BaseException:
-            handle.remove()
-            raise
-        return handle
+    def attach(
+        self, model: Any, chosen: list[tuple[Place, list[str]]], inside: str | None, handles: list[Handle]
+    ) -> None:
+        """Record at the chosen places until what is added to `handles` is removed."""
+        handles.append(model.on_begin(self._begin))
+        for place, wanted in chosen:
+            self._num_kept.update(_kind(place.where, q) for q in wanted if q in KEPT)
+            if place.where.part:
+                handles.append(place.site.wrap(_Attended(self, place.where, set(wanted)), "recorder"))
+            else:
+                fn = functools.partial(self._block, place.where, set(wanted))
+                handles.append(place.site.wrap(fn, "recorder", inside))
 
     def finish(self) -> None:
         """Let go of what the next step would have needed, and bring the numbers to the CPU."""
