@@ -291,6 +291,21 @@ def test_runs_are_told_apart_and_start_afresh(wan: Model) -> None:
     assert not np.isnan(change[:, 1:]).any()
 
 
+def test_windows_are_told_apart_and_start_afresh(wan: Model) -> None:
+    spec = wan.resolve(wan.spec(prompt="a cat"))
+    text, noise = wanlab.encode_text(wan, spec)["prompt"], wan.initial_noise(spec)
+    with probe.record(wan, "stack.ratio") as trace:
+        for window in range(2):
+            for step in range(3):
+                ctx = StepContext(step, 3, 1 - step / 3, timestep=1000 * (1 - step / 3), window=window)
+                wan.begin(ctx)
+                wan.velocity(noise, ctx, Branch("cond", text))
+    ratio = trace.array("stack.ratio")
+    assert list(ratio.axes) == ["window", "step", "block", "branch"]
+    assert np.isnan(ratio[:, 0]).all()
+    assert np.array_equal(ratio[0], ratio[1], equal_nan=True)
+
+
 def test_runs_of_one_step_are_told_apart(wan: Model) -> None:
     with probe.record(wan, "stack.ratio", "stack.out") as trace:
         run(wan, num_steps=1)
