@@ -19,12 +19,14 @@ from wanlab.catalog import Definition
 from wanlab.errors import WanlabError
 from wanlab.models._folder import EXPERTS, check_architecture, read_index
 from wanlab.models._parts import ModelPart
+from wanlab.registry import late
 from wanlab.sites import RunLock, Streams
 from wanlab.weights import Checkpoint, Component
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+_site_names = late("wanlab.probe", "names")  # which knows what of a site can be measured
 Unload = Literal["keep", "switch", "after_use"]
 
 
@@ -64,6 +66,10 @@ class Networks(abc.ABC):
     @abc.abstractmethod
     def component_class(cls, component: str) -> Any:
         """The diffusers or transformers class of a component."""
+
+    @abc.abstractmethod
+    def pieces(self, prompt: str) -> list[str]:
+        """The prompt's tokens as text, in the order in which attention reads them, before they are cut."""
 
     def _part(self, name: str) -> ModelPart:
         dtype = self.vae_dtype if name == "vae" else self.dtype
@@ -126,6 +132,15 @@ class Networks(abc.ABC):
         """Give back the memory of the named parts' weights, of all without names."""
         for name in names or self.parts:
             self.parts[name].unload()
+
+    def sites(self, pattern: str = "*") -> list[str]:
+        """What `probe.record` can record, by name; those that match, e.g. "blocks.0.*". Reads the experts' networks.
+
+        "blocks.3.out" is a quantity of a block, "blocks.3.self.entropy" of an attention, "stack.ratio" of all blocks
+        together. Raises WanlabError for a pattern that matches nothing.
+        """
+        listed: list[str] = _site_names(self, pattern)
+        return listed
 
     # Stopping
 

@@ -45,6 +45,11 @@ def _check(path: Path, key: str) -> None:
         raise WanlabError(f"{path} has no {key!r} and is no tokenizer's file", remedy=_REMEDY)
 
 
+def pieces(tokenizer: Any, prompt: str) -> list[str]:
+    """The prompt's tokens as text, in their order, end mark included, before anything is cut."""
+    return [str(piece) for piece in tokenizer.convert_ids_to_tokens(tokenizer(prompt, verbose=False).input_ids)]
+
+
 def count_tokens(tokenizer: Any, prompt: str) -> int:
     """Tokens of the whole prompt, end mark included, before anything is cut."""
     return len(tokenizer(prompt, verbose=False).input_ids)

@@ -20,7 +20,7 @@ from transformers import CLIPTextModel, T5EncoderModel
 from wanlab.attention.sdpa import sdpa
 from wanlab.errors import WanlabError
 from wanlab.models._processor import SiteProcessor
-from wanlab.models._tokenizer import count_tokens, load_tokenizer
+from wanlab.models._tokenizer import count_tokens, load_tokenizer, pieces
 from wanlab.models._workload import BlockWork, Workload, attend, dense
 from wanlab.models.base import Check, Geometry, Model
 from wanlab.registry import FAMILIES
@@ -183,6 +183,9 @@ class Flux(Model):
     def _count_tokens(self, prompt: str) -> int:
         """T5's; CLIP reads what fits its 77, here as in FluxPipeline."""
         return count_tokens(self.tokenizers[1], prompt)
+
+    def pieces(self, prompt: str) -> list[str]:
+        return pieces(self.tokenizers[1], prompt)
 
     def _encode(self, prompt: str, num_tokens: int) -> dict[str, Tensor]:
         """T5's hidden states (1, num_tokens, D) and CLIP's pooled ones (1, P); no mask, as FluxPipeline has none."""

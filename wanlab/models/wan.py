@@ -24,7 +24,7 @@ from wanlab.errors import WanlabError
 from wanlab.models import _wan_inputs as inputs
 from wanlab.models import _wan_work as work
 from wanlab.models._rope import riflex_length, rope_tables
-from wanlab.models._tokenizer import count_tokens, load_tokenizer
+from wanlab.models._tokenizer import count_tokens, load_tokenizer, pieces
 from wanlab.models._wan_blocks import per_token, plan_block
 from wanlab.models._wan_time import time_embeddings
 from wanlab.models._wan_vae import decode_clip
@@ -333,6 +333,9 @@ class Wan(Model):
 
     def _count_tokens(self, prompt: str) -> int:
         return count_tokens(self.tokenizer, clean_prompt(prompt))
+
+    def pieces(self, prompt: str) -> list[str]:
+        return pieces(self.tokenizer, clean_prompt(prompt))
 
     def _encode(self, prompt: str, num_tokens: int) -> dict[str, Tensor]:
         """UMT5's last hidden states (1, num_tokens, D), zero after the prompt's end."""
