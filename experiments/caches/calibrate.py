@@ -1,7 +1,7 @@
 """The constants of MagCache and TeaCache for wan_tiny, from prompts that the other scripts do not use.
 
-python experiments/caches/calibrate.py --out experiments/caches/results     # one GPU, 2 minutes
-python experiments/caches/calibrate.py --ship experiments/caches/results    # into defaults/wan_tiny.json
+python experiments/caches/calibrate.py --out experiments/caches/calibration     # one GPU, 2 minutes
+python experiments/caches/calibrate.py --ship experiments/caches/calibration    # into defaults/wan_tiny.json
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DEFINITION = Path(__file__).parents[2] / "defaults" / "wan_tiny.json"
 
 def path_of(folder: Path, method: str, num_steps: int) -> Path:
     """The file of one calibration."""
-    return folder / f"{method}_{num_steps}.json"
+    return folder / f"wan_tiny_{method}_{num_steps}.json"
 
 
 def options(folder: Path, num_steps: int) -> dict[str, dict[str, Any]]:

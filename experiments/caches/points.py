@@ -31,7 +31,7 @@ def points(num_steps: int, constants: dict[str, dict[str, Any]]) -> Points:
         "easycache": {f"{t:g}": {"method": "easycache", "threshold": t} for t in (0.05, 0.1, 0.2)},
         "first_block": {f"{t:g}": {"method": "first_block", "threshold": t} for t in (0.05, 0.1, 0.2)},
         "dbcache": {
-            f"F1B0, {t:g}": {"method": "dbcache", "first_blocks": 1, "residual_diff_threshold": t,
+            f"F1B0, {t:g}": {"method": "dbcache", "num_first": 1, "threshold": t,
                              "max_continuous_cached_steps": 3}
             for t in (0.08, 0.16, 0.24)
         },

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import lzma
 import multiprocessing
 import platform
 import statistics
@@ -21,7 +22,6 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import torch
 from calibrate import options
@@ -66,18 +66,18 @@ class Bench:
             torch.cuda.synchronize()
 
 
-def distances(clip: dict[str, Any], plain: dict[str, Any], prompt: str) -> dict[str, Any]:
-    """How far a clip is from the plain one, and what the judge says of it."""
-    a, b = plain["frames"], clip["frames"]
-    said, verdict = read_caption(prompt), judge(b)
-    matches = verdict.matches(said)
-    return {
-        "psnr_clip": metrics.psnr(a, b),
-        "psnr_frames": float(np.mean(metrics.psnr_per_frame(a, b))),
-        "ssim": metrics.ssim(a, b),
-        "flicker": metrics.flicker(b),
+def look(clip: np.ndarray, plain: np.ndarray, prompt: str) -> tuple[dict[str, Any], bytes]:
+    """How far a clip is from the plain one, what the judge says of it, and its brightness."""
+    matches = judge(clip).matches(read_caption(prompt))
+    psnr = metrics.psnr(plain, clip)
+    found = {
+        "psnr_clip": min(psnr, metrics.EQUAL_FRAME),
+        "psnr_frames": float(np.mean(metrics.psnr_per_frame(plain, clip))),
+        "ssim": metrics.ssim(plain, clip),
+        "flicker": metrics.flicker(clip),
         "right": all(matches[word] for word in JUDGED),
     }
+    return found, luma(clip)
 
 
 def summary(clip: dict[str, Any]) -> dict[str, Any]:
@@ -87,25 +87,18 @@ def summary(clip: dict[str, Any]) -> dict[str, Any]:
     return {"seconds": clip["seconds"], **{name: report[name] for name in names if name in report}}
 
 
-class Film:
-    """The brightness of many clips, one after another, as lossless H.265: what VMAF reads."""
+def luma(frames: np.ndarray) -> bytes:
+    """The clip's brightness by BT.709's weights, packed: all that VMAF reads of it."""
+    grey = (frames @ np.array([0.2126, 0.7152, 0.0722])).round().astype(np.uint8)
+    return lzma.compress(grey.tobytes(), preset=6)
 
-    def __init__(self, path: Path, size: int) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._box = av.open(str(path), "w")
-        self._stream = self._box.add_stream("libx265", rate=16)
-        self._stream.options = {"x265-params": "lossless=1:log-level=none", "preset": "slow"}
-        self._stream.width = self._stream.height = size
-        self._stream.pix_fmt = "gray"
 
-    def add(self, frames: np.ndarray) -> None:
-        for frame in frames:
-            picture = av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(format="gray")
-            self._box.mux(self._stream.encode(picture))
-
-    def close(self) -> None:
-        self._box.mux(self._stream.encode())
-        self._box.close()
+def write_films(folder: Path, packed: dict[str, bytes], parts: int = 4) -> None:
+    """Every clip's brightness under "prompt/method/point", over a few files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in range(parts):
+        keys = list(packed)[part::parts]
+        np.savez(folder / f"luma_{part}.npz", **{key: np.frombuffer(packed[key], np.uint8) for key in keys})
 
 
 def every_point(num_steps: int, folder: Path) -> Iterator[tuple[str, str, Any]]:
@@ -125,8 +118,7 @@ def warm(bench: Bench, plan: list[Any]) -> None:
 def run(bench: Bench, plan: list[Any], args: argparse.Namespace, pool: Executor) -> dict[str, Any]:
     """rows: "method/point" -> {"method", "point", "options", "clips": [per prompt]}."""
     rows: dict[str, Any] = {}
-    film = Film(args.films / "luma.mkv", bench.model.spec().size.width) if args.films else None
-    waiting = []
+    waiting, packed = [], {}
     for number, prompt in enumerate(prompts(args.prompts)):
         plain: dict[str, Any] = {}
         for method, name, cache in plan:
@@ -137,15 +129,14 @@ def run(bench: Bench, plan: list[Any], args: argparse.Namespace, pool: Executor)
             row["clips"].append({"prompt": number, "latent_psnr": latent_psnr(plain, clip), **summary(clip)})
             if number == 0 and clip["cache"]:
                 row["hit_map"], row["shares"] = clip["cache"]["hit_map"], clip["cache"]["shares"]
-            task = pool.submit(distances, _pixels(clip), _pixels(plain), prompt)
-            waiting.append((row["clips"][-1], task))
-            if film is not None:
-                film.add(clip["frames"])
+            task = pool.submit(look, clip["frames"], plain["frames"], prompt)
+            waiting.append((f"{number}/{key}", row["clips"][-1], task))
         print(f"{number + 1} of {args.prompts}", flush=True)
-    for entry, task in waiting:
-        entry |= task.result()
-    if film is not None:
-        film.close()
+    for key, entry, task in waiting:
+        found, packed[key] = task.result()
+        entry |= found
+    if args.films is not None:
+        write_films(args.films, packed)
     return rows
 
 
@@ -155,13 +146,9 @@ def _short(cache: Any) -> Any:
     return cache if cache == PLAIN else {name: value for name, value in cache.items() if name not in long}
 
 
-def _pixels(clip: dict[str, Any]) -> dict[str, Any]:
-    return {"frames": clip["frames"]}
-
-
 def latent_psnr(plain: dict[str, Any], clip: dict[str, Any]) -> float:
     """dB, peak to peak of the plain latents."""
-    return float(metrics.latent_psnr(plain["latents"], clip["latents"]))
+    return min(float(metrics.latent_psnr(plain["latents"], clip["latents"])), metrics.EQUAL_FRAME)
 
 
 def main() -> None:
@@ -170,7 +157,7 @@ def main() -> None:
     parser.add_argument("--films", type=Path, help="folder for the clips' brightness, which vmaf.py reads")
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--constants", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--constants", type=Path, default=Path(__file__).parent / "calibration")
     args = parser.parse_args()
     model = wanlab.load("wan_tiny", dtype="float32")
     bench = Bench(model, args.steps)
