@@ -29,7 +29,7 @@ from points import points
 
 import wanlab
 from wanlab import metrics, runs, stages
-from wanlab.shapes.captions import captions, read_caption, sample_scenes
+from wanlab.shapes.captions import captions, sample_scenes
 from wanlab.shapes.judge import judge
 
 PLAIN = "none"
@@ -68,7 +68,7 @@ class Bench:
 
 def look(clip: np.ndarray, plain: np.ndarray, prompt: str) -> tuple[dict[str, Any], bytes]:
     """How far a clip is from the plain one, what the judge says of it, and its brightness."""
-    matches = judge(clip).matches(read_caption(prompt))
+    matches = judge(clip).matches(prompt)
     psnr = metrics.psnr(plain, clip)
     found = {
         "psnr_clip": min(psnr, metrics.EQUAL_FRAME),
