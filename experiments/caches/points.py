@@ -28,14 +28,16 @@ def points(num_steps: int, constants: dict[str, dict[str, Any]]) -> Points:
             "0.24, K6": {**mag, "threshold": 0.24, "max_skip": 6},
         },
         "teacache": {f"{speed:g}x wanted": {**tea, "speedup": speed} for speed in (1.5, 2.0, 2.5)},
-        "easycache": {f"{t:g}": {"method": "easycache", "threshold": t} for t in (0.05, 0.1, 0.2)},
-        "first_block": {f"{t:g}": {"method": "first_block", "threshold": t} for t in (0.05, 0.1, 0.2)},
+        "easycache": {f"{t:g}": {"method": "easycache", "threshold": t} for t in (0.02, 0.05, 0.1)},
+        "first_block": {f"{t:g}": {"method": "first_block", "threshold": t} for t in (0.03, 0.05, 0.1)},
         "dbcache": {
-            f"F1B0, {t:g}": {"method": "dbcache", "num_first": 1, "threshold": t,
-                             "max_continuous_cached_steps": 3}
-            for t in (0.08, 0.16, 0.24)
+            f"F1B0, {t:g}": {"method": "dbcache", "num_first": 1, "threshold": t} for t in (0.04, 0.08, 0.16)
         },
-        "adacache": {name: {"method": "adacache", "codebook": name} for name in ("slow", "fast", "long")},
+        "adacache": {
+            "slow, at most 2": {"method": "adacache", "codebook": "slow", "max_interval": 2},
+            "slow": {"method": "adacache", "codebook": "slow"},
+            "fast": {"method": "adacache", "codebook": "fast"},
+        },
         "seacache": {f"{t:g}": {"method": "seacache", "threshold": t} for t in (0.1, 0.25, 0.5)},
         "taylorseer": {f"every {k}": {"method": "taylorseer", "interval": k} for k in (2, 3, 5)},
         "taylorseer, all": {

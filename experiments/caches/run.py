@@ -93,12 +93,10 @@ def luma(frames: np.ndarray) -> bytes:
     return lzma.compress(grey.tobytes(), preset=6)
 
 
-def write_films(folder: Path, packed: dict[str, bytes], parts: int = 4) -> None:
-    """Every clip's brightness under "prompt/method/point", over a few files."""
+def write_films(folder: Path, packed: dict[str, bytes], part: int) -> None:
+    """Every clip's brightness under "prompt/method/point"."""
     folder.mkdir(parents=True, exist_ok=True)
-    for part in range(parts):
-        keys = list(packed)[part::parts]
-        np.savez(folder / f"luma_{part}.npz", **{key: np.frombuffer(packed[key], np.uint8) for key in keys})
+    np.savez(folder / f"luma_{part}.npz", **{key: np.frombuffer(data, np.uint8) for key, data in packed.items()})
 
 
 def every_point(num_steps: int, folder: Path) -> Iterator[tuple[str, str, Any]]:
@@ -119,7 +117,7 @@ def run(bench: Bench, plan: list[Any], args: argparse.Namespace, pool: Executor)
     """rows: "method/point" -> {"method", "point", "options", "clips": [per prompt]}."""
     rows: dict[str, Any] = {}
     waiting, packed = [], {}
-    for number, prompt in enumerate(prompts(args.prompts)):
+    for number, prompt in list(enumerate(prompts(args.prompts)))[args.shard[0] :: args.shard[1]]:
         plain: dict[str, Any] = {}
         for method, name, cache in plan:
             clip = bench.clip(prompt, number, cache)
@@ -136,7 +134,7 @@ def run(bench: Bench, plan: list[Any], args: argparse.Namespace, pool: Executor)
         found, packed[key] = task.result()
         entry |= found
     if args.films is not None:
-        write_films(args.films, packed)
+        write_films(args.films, packed, args.shard[0])
     return rows
 
 
@@ -157,14 +155,16 @@ def main() -> None:
     parser.add_argument("--films", type=Path, help="folder for the clips' brightness, which vmaf.py reads")
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--shard", type=int, nargs=2, default=(0, 1), help="every n-th prompt from k on: k n")
     parser.add_argument("--constants", type=Path, default=Path(__file__).parent / "calibration")
     args = parser.parse_args()
     model = wanlab.load("wan_tiny", dtype="float32")
     bench = Bench(model, args.steps)
     torch.backends.cuda.matmul.allow_tf32 = False
     plan = list(every_point(args.steps, args.constants))
-    warm(bench, plan)
-    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+    if args.shard[1] == 1:
+        warm(bench, plan)
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
         rows = run(bench, plan, args, pool)
     seconds = statistics.median(c["seconds"] for c in rows[f"{PLAIN}/{PLAIN}"]["clips"])
     found = {
@@ -173,13 +173,14 @@ def main() -> None:
         "torch": torch.__version__,
         "env": runs.environment(),
         "num_steps": args.steps,
+        "shard": args.shard,
         "prompts": prompts(args.prompts),
         "plain_seconds": seconds,
         "rows": rows,
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(found, indent=1))
-    for key, row in rows.items():
+    for key, row in rows.items() if args.shard[1] == 1 else ():
         ideal, psnr = (statistics.mean(c.get(n, 1) for c in row["clips"]) for n in ("ideal_speedup", "psnr_frames"))
         print(f"{key:40s} ideal {ideal:.2f}  {psnr:.1f} dB", flush=True)
 
