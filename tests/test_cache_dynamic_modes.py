@@ -11,7 +11,7 @@ import torch
 
 from tests.cache_loop import STEPS, Loop, shares, workload
 from tests.tiny import tiny_flux, tiny_wan
-from tests.tiny_relatives import FACE, tiny_animate
+from tests.tiny_relatives import FACE, tiny_animate, tiny_skyreels
 from tests.tiny_video import film, frames_of, picture, tiny_vace
 from wanlab import caches, models, stages
 from wanlab.errors import WanlabError
@@ -104,6 +104,20 @@ def test_bytes_of_a_part_of_the_stack(
     one = caches.predict_bytes(model, spec)
     branches = len(caches.Run.of(model, spec).branch_names)
     assert cache.report().state_bytes * branches == one
+
+
+def test_frames_beside_the_latents_are_not_kept(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """SkyReels' network sees a last picture after the frames, and EasyCache only the frames."""
+    model = models.load(tiny_skyreels(tmp_path_factory.mktemp("skyreels"))[1], device="cpu")
+    media = {"image": picture(4), "last_image": picture(5), "num_frames": 9, "prompt": "a cat", "num_steps": STEPS}
+    spec = model.spec(**media)
+    text, conditions = stages.encode_text(model, spec), stages.encode_conditions(model, spec)
+    plain = stages.denoise(model, spec, text, conditions)
+    exact = spec.with_(cache={"method": "easycache", "threshold": 0.0, "warmup_steps": 2})
+    assert torch.equal(stages.denoise(model, exact, text, conditions), plain)
+    latents, ran = stages.denoise_recorded(model, exact.with_(**{"cache.threshold": 5.0}), text, conditions)
+    assert ran["cache"]["reused"]
+    assert latents.shape == plain.shape
 
 
 def test_what_does_not_fit_a_run_is_refused(wan: Model, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -26,7 +26,7 @@ from wanlab.models.base import Geometry
 from wanlab.models.skyreels import SkyReels
 from wanlab.models.wan import share
 from wanlab.registry import FAMILIES
-from wanlab.sites import NO_CONDITIONS, Branch, Conditions, StepContext, Streams
+from wanlab.sites import NO_CONDITIONS, Branch, Conditions, Stack, StepContext, Streams
 from wanlab.spec import GenerationSpec, MediaRef
 
 WINDOW = 97
@@ -183,8 +183,8 @@ class SkyReelsDF(SkyReels):
         number = number.repeat_interleave(grid[1] * grid[2])
         return {"causal": (number[None, :] <= number[:, None])[None, None]}
 
-    def velocity(self, latents: Tensor, ctx: StepContext, branch: Branch) -> Tensor:
-        return super().velocity(latents, ctx, branch)[:, :, : latents.shape[2]]
+    def _forward(self, stack: Stack, latents: Tensor, ctx: StepContext, branch: Branch) -> Tensor:
+        return super()._forward(stack, latents, ctx, branch)[:, :, : latents.shape[2]]
 
     def _work(self, spec: GenerationSpec, network: Mapping[str, Any], nag: bool) -> Workload:
         found, dim = super()._work(spec, network, nag), work.width(network)
