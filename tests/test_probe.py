@@ -25,12 +25,7 @@ from wanlab.models import Model
 from wanlab.sites import Branch, Handle, StepContext, Streams, compiling
 
 STEPS = 4
-FAMILIES = {
-    "wan": tiny_wan,
-    "wan_2": functools.partial(tiny_wan, experts=2),
-    "vace": tiny_vace,
-    "flux": tiny_flux,
-}
+FAMILIES = {"wan": tiny_wan, "wan_2": functools.partial(tiny_wan, experts=2), "vace": tiny_vace, "flux": tiny_flux}
 
 
 @pytest.fixture(scope="module")
@@ -103,10 +98,8 @@ def expected(calls: list[tuple[int, dict[str, tuple[Tensor, Tensor]]]], stream: 
         found["residual"][step] = residual.norm(dim=-1).mean()
         if last is not None:
             then, old = last
-            found["change"][step] = [
-                (after - then).abs().mean() / then.abs().mean(),
-                (after - then).norm() / then.norm(),
-            ]
+            moved = after - then
+            found["change"][step] = [moved.abs().mean() / then.abs().mean(), moved.norm() / then.norm()]
             found["cosine"][step] = torch.cosine_similarity(after.flatten(), then.flatten(), dim=0)
             found["ratio"][step] = (residual.norm(dim=-1) / old.norm(dim=-1)).mean()
         last = after, residual
