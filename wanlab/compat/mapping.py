@@ -12,6 +12,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from wanlab.compat._cache import CACHE_GROUP
 from wanlab.compat._group import Context, Group, Settings, number, whole
 from wanlab.compat._guidance import GUIDANCE_GROUPS
 from wanlab.compat._migrate_all import legal_frames
@@ -230,6 +231,7 @@ GROUPS: tuple[Group, ...] = (
     Group("strength", ("denoising_strength", "masking_strength"), _read_strength, _write_strength),
     Group("control", ("control_scale", "control_scale_2"), _read_control, _write_control),
     *GUIDANCE_GROUPS,
+    CACHE_GROUP,
 )
 """Every translation; a later one sees what an earlier one wrote."""
 
