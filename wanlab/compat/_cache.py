@@ -1,4 +1,4 @@
-"""The step-skipping cache of WanGP's settings and of a spec: a method and the speed-up that its threshold is searched for.
+"""The step-skipping cache of WanGP's settings and of a spec: a method and the speed-up that it is to reach.
 
 Source: WanGP's handlers, deepbeepmeep/Wan2GP 8681e9f7, models/*/*_handler.py: mag skips at most two steps in a row.
 """
