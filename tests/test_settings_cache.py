@@ -104,13 +104,30 @@ def test_what_wangp_cannot_say_is_told(cache: dict[str, Any], written: str, lost
 
 
 def test_a_model_without_constants_opens_and_is_refused_when_it_runs() -> None:
-    for model_type, word in (("t2v_2_2", "tea"), ("vace_14B_2_2", "mag"), ("flux", "mag"), ("flux", "tea")):
+    for model_type, word in (("t2v_2_2", "tea"), ("flux", "mag"), ("flux", "tea")):
         spec = Settings.of({**asking(word), "model_type": model_type}).spec
         assert spec.cache.method == METHODS[word]
         model = models.describe(spec)
         with pytest.raises(WanlabError, match=r"needs constants|depends on content"):
             caches.check(model, spec.resolve(model))
     assert Settings.of({**asking("tea"), "model_type": "nobody"}).spec.cache.method == "teacache"
+
+
+def test_settings_saved_before_a_spec_could_say_it(tmp_path: Path) -> None:
+    """The spec stays what it was, and WanGP's keys too; opening tells that they differ."""
+    path = Settings.of(asking("mag")).save(tmp_path / "a.json")
+    document = json.loads(path.read_text())
+    document["spec"]["cache"] = {"method": "none", "options": {}}
+    path.write_text(json.dumps(document))
+    with pytest.warns(UserWarning, match="saved without a cache"):
+        old = open_settings(path)
+    assert old.spec.cache.method == "none"
+    assert set(old.not_yet) == {KEYS[0]}
+    assert said(old) == ("mag", 2, 0)
+    for changed in (old.with_(seed=8), old.with_(cache="none")):
+        assert (changed.not_yet, said(changed)[0]) == ({}, ""), "a change makes them follow the spec"
+    chosen = old.with_(cache={"method": "magcache", "speedup": 1.5})
+    assert (chosen.not_yet, said(chosen)) == ({}, ("mag", 1.5, 0))
 
 
 def test_the_rule_runs() -> None:

@@ -1,6 +1,7 @@
 """The step-skipping cache of WanGP's settings and of a spec: a method and the speed-up that it is to reach.
 
-Source: WanGP's handlers, deepbeepmeep/Wan2GP 8681e9f7, models/*/*_handler.py: mag skips at most two steps in a row.
+The other options are the methods' own: WanGP's mag reuses at most two steps in a row, and so does magcache.
+Source: deepbeepmeep/Wan2GP 02422beb, models/wan/wan_handler.py, set_cache_parameters.
 """
 
 from __future__ import annotations
@@ -58,6 +59,13 @@ def _write_cache(spec: GenerationSpec, settings: Settings, context: Context) -> 
         return {_TYPE: ""} if settings.get(_TYPE) or not settings else {}
     start = spec.cache.options.get("start_percent", 0)
     return {_TYPE: word, _SPEEDUP: whole(speedup), _START: whole(start)}
+
+
+def unsaid(spec: GenerationSpec, settings: Settings, context: Context) -> dict[str, str]:
+    """Keys that ask for a cache, where a spec beside them was saved when no spec could say it: it stays without one."""
+    if spec.cache.method != "none" or not (asked := _read_cache(settings, context)):
+        return {}
+    return {_TYPE: f"the spec was saved without a cache, cache={asked['cache']['method']!r} is there now"}
 
 
 CACHE_GROUP = Group("cache", ("cache",), _read_cache, _write_cache, lambda settings, context: _problem(settings))
