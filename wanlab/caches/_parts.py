@@ -159,7 +159,7 @@ class PartCache(Cache):
     def _check_memory(self, device: torch.device) -> None:
         if self._run is None:
             return
-        need, free = self.predict(self._run), free_bytes(device)
+        need, free = self.predict_most(self._run), free_bytes(device)
         if free is not None and need > free:
             raise WanlabError(
                 f"The cache {self.method} will hold {need / 1e9:,.2f} GB beside the network, and {free / 1e9:,.2f} GB "
@@ -233,15 +233,6 @@ def _outputs(model: Any, work: Any, kind: str, part: str) -> tuple[str, ...]:
     if part == "attn":
         return tuple(work.changed)
     return ("text",) if part == "ff_context" else tuple(model.outputs)
-
-
-def output_numbers(run: Run) -> int:
-    """Numbers that the network gives for one sample and branch, those of frames that are cut off later included."""
-    network = run.model.config(run.experts[0])
-    patch, channels = network["patch_size"], network["out_channels"] or network["in_channels"]
-    tokens = run.model.workload(run.spec, expert=run.experts[0]).tokens
-    each = channels * (patch**2 if isinstance(patch, int) else prod(patch))
-    return each * sum(tokens[name][0] for name in run.model.outputs)
 
 
 def level(ctx: StepContext) -> float:
