@@ -1,0 +1,112 @@
+"""The tables of the README, from the results.
+
+    python experiments/caches/table.py            # prints them
+    python experiments/caches/table.py --write    # puts them into README.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from rows import PLAIN, Mean, Results
+
+from wanlab.files import atomic_write
+
+HERE = Path(__file__).parent
+HEAD = (
+    "method", "point", "ideal", "realised, H100", "realised, CPU", "PSNR frames", "PSNR clip", "SSIM", "VMAF",
+    "PSNR latents", "prompts right", "state, MB",
+)  # fmt: skip
+SPEEDS = (1.6, 2.0, 2.6, 3.0)
+
+
+def points(results: Results) -> str:
+    """Every point, a row each."""
+    lines = [line(HEAD), line(["---"] * 2 + ["---:"] * (len(HEAD) - 2))]
+    for key, row in results.rows.items():
+        lines.append(line(point(results, key, row["method"] if key == PLAIN else key.split("/")[0])))
+    return "\n".join(lines)
+
+
+def point(results: Results, key: str, method: str) -> list[str]:
+    """One row's cells."""
+    mean = {name: results.mean(key, name).value for name in ("ideal_speedup", "psnr_clip", "ssim", "vmaf", "latent_psnr")}
+    count, low, high = results.right(key)
+    prompts = f"{count} [{100 * low:.0f}, {100 * high:.0f}]"
+    if key == PLAIN:
+        return [method, "", "1", "1", "1", "", "", "", f"{mean['vmaf']:.1f}", "", prompts, ""]
+    cpu = results.realised_cpu(key)
+    quality = [
+        plus_minus(results.mean(key, "psnr_frames")),
+        f"{mean['psnr_clip']:.1f}",
+        f"{mean['ssim']:.4f}",
+        f"{mean['vmaf']:.1f}",
+        f"{mean['latent_psnr']:.1f}",
+    ]
+    name = key.split("/")[1]
+    times = [f"{mean['ideal_speedup']:.2f}", f"{results.realised_mean(key):.2f}"]
+    times.append(f"{sum(cpu) / len(cpu):.2f}" if cpu else "")
+    return [method, name, *times, *quality, prompts, f"{results.rows[key]['state_bytes'] / 1e6:.1f}"]
+
+
+def equal_speed(results: Results) -> str:
+    """PSNR of each method at equal ideal speed-ups, and what it lacks to the best, prompt by prompt."""
+    lines = [line(["method", *[f"at {s:g}x" for s in SPEEDS]]), line(["---", *["---:"] * len(SPEEDS)])]
+    columns = {s: {m: results.at_speed(m, s, "psnr_frames") for m in results.methods} for s in SPEEDS}
+    best = {s: max((m for m in c if c[m] is not None), key=lambda m, c=c: c[m].mean()) for s, c in columns.items()}
+    for method in results.methods:
+        cells = []
+        for speed, found in columns.items():
+            own, top = found[method], found[best[speed]]
+            if own is None:
+                cells.append("")
+            elif method == best[speed]:
+                cells.append(f"**{own.mean():.1f}**")
+            else:
+                gap = results.mean_of(own - top)
+                cells.append(f"{own.mean():.1f} ({gap.value:+.1f} [{gap.low:+.1f}, {gap.high:+.1f}])")
+        if any(cells):
+            lines.append(line([method, *cells]))
+    return "\n".join(lines)
+
+
+def plus_minus(mean: Mean) -> str:
+    """A mean and its interval."""
+    return f"{mean.value:.1f} [{mean.low:.1f}, {mean.high:.1f}]"
+
+
+def line(cells: tuple[str, ...] | list[str]) -> str:
+    """A row of a table."""
+    return "| " + " | ".join(cells) + " |"
+
+
+def tables() -> dict[str, str]:
+    """Name -> table, as the README holds them."""
+    results = Results(HERE / "results" / "h100.json", HERE / "results" / "cpu.json")
+    return {"points": points(results), "equal speed": equal_speed(results)}
+
+
+def filled(text: str) -> str:
+    """A README with its tables between their marks."""
+    for name, table in tables().items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
+        assert len(pattern.findall(text)) == 1, f"the README has no single place for the table {name}"
+        text = pattern.sub(lambda found, table=table: found[1] + table + "\n" + found[2], text)
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true")
+    readme = HERE / "README.md"
+    if parser.parse_args().write:
+        atomic_write(readme, filled(readme.read_text()))
+        return
+    for name, table in tables().items():
+        print(f"{name}\n{table}\n")
+
+
+if __name__ == "__main__":
+    main()
