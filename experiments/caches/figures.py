@@ -1,4 +1,4 @@
-"""The README's figures: python experiments/caches/figures.py      # a CPU, seconds; writes experiments/caches/results/*.png
+"""The README's figures, results/*.png: python experiments/caches/figures.py     # a CPU, seconds
 
 The plans and the ratios need no results: they come from the definitions, the calibrations and wan_tiny's own weights.
 """
@@ -97,7 +97,11 @@ def realised(results: Results) -> Figure:
     for method, keys in results.methods.items():
         spans = [(results.timed_ideal(k), sorted(results.realised(k)), results.realised_mean(k)) for k in keys]
         clocked(left, method, spans)
-        cpu = [(results.cpu["rows"][k]["ideal_speedup"], sorted(results.realised_cpu(k))) for k in keys if k in results.cpu["rows"]]
+        cpu = [
+            (results.cpu["rows"][k]["ideal_speedup"], sorted(results.realised_cpu(k)))
+            for k in keys
+            if k in results.cpu["rows"]
+        ]
         clocked(right, method, [(ideal, each, sum(each) / len(each)) for ideal, each in cpu])
     for axes, words in ((left, f"{results.data['device']}: launch-bound"), (right, f"CPU: {results.cpu['device']}")):
         axes.plot([1, 7], [1, 7], color="#444444", linewidth=0.8, linestyle=":")
@@ -119,7 +123,10 @@ def clocked(axes: Any, method: str, spans: list[tuple[float, list[float], float]
     if not spans:
         return
     ideals, singles, means = zip(*spans, strict=True)
-    bars = [[m - each[0] for m, each in zip(means, singles, strict=True)], [each[-1] - m for m, each in zip(means, singles, strict=True)]]
+    bars = [
+        [m - each[0] for m, each in zip(means, singles, strict=True)],
+        [each[-1] - m for m, each in zip(means, singles, strict=True)],
+    ]
     kind = style(method) | {"linestyle": "none"}
     axes.errorbar(ideals, means, np.clip(bars, 0, None), elinewidth=0.8, capsize=2, **kind)
 
@@ -127,11 +134,16 @@ def clocked(axes: Any, method: str, spans: list[tuple[float, list[float], float]
 def hit_maps(results: Results) -> Figure:
     """Of each method's middle point and the first prompt: the share of the blocks that each forward computed."""
     rows = {method: results.rows[keys[len(keys) // 2]] for method, keys in results.methods.items()}
-    labels = [f"{method}: {row['point']} ({results.column(key_of(row), 'ideal_speedup')[0]:.2f}x)" for method, row in rows.items()]
+    labels = [
+        f"{method}: {row['point']} ({results.column(key_of(row), 'ideal_speedup')[0]:.2f}x)"
+        for method, row in rows.items()
+    ]
     strips = [row["shares"][branch] for row in rows.values() for branch in ("cond", "uncond")]
     figure = Figure(figsize=(10, 6), layout="constrained")
     draw_strips(figure, strips, labels, 2)
-    figure.suptitle(f'"{results.data["prompts"][0]}": conditional forward above, unconditional below', fontsize="medium")
+    figure.suptitle(
+        f'"{results.data["prompts"][0]}": conditional forward above, unconditional below', fontsize="medium"
+    )
     return figure
 
 
@@ -167,7 +179,10 @@ def plans() -> Figure:
     figure = Figure(figsize=(10, 0.34 * len(found) + 1), layout="constrained")
     labels = [f"{name} ({len(mask) / sum(mask):.2f}x)" for name, mask in found.items()]
     draw_strips(figure, [[float(x) for x in mask[::2]] for mask in found.values()], labels, 1)
-    figure.suptitle("Plans before any run: the conditional forward of each step", fontsize="medium")
+    figure.suptitle(
+        "Plans before any run, conditional forward: MagCache of Wan (threshold, K, retention), TeaCache of wan_tiny",
+        fontsize="medium",
+    )
     return figure
 
 
@@ -186,6 +201,11 @@ def ratios() -> Figure:
         place = np.arange(1, len(own) + 1) / len(own)
         axes.plot(place, own, look, color="black", linewidth=2.4, label=f"wan_tiny, {num_steps} steps")
         axes.fill_between(place, own - spread, own + spread, color="black", alpha=0.12, linewidth=0)
+    for place, height, text in (
+        (0.67, 0.69, "2.2 T2V A14B: the second expert\nstarts (0.66)"),
+        (0.385, 0.905, "2.2 I2V A14B: the second expert starts"),
+    ):
+        axes.annotate(text, (place, height), (8, 0), textcoords="offset points", ha="left", va="center", fontsize=9)
     axes.set_xlabel("share of the run")
     axes.set_ylabel("residual's norm / that of the step before")
     axes.set_ylim(0.68, 1.1)

@@ -1,4 +1,4 @@
-"""Plans and ratios that need no run: MagCache's published lists of Wan's checkpoints, TeaCache on wan_tiny's weights."""
+"""Plans and ratios that need no run: MagCache's published lists of Wan's checkpoints, TeaCache on wan_tiny."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class Results:
     def methods(self) -> dict[str, list[str]]:
         """Method -> its rows' keys, from careful to bold; without the plain run."""
         found: dict[str, list[str]] = {}
-        for key, row in self.rows.items():
+        for key in self.rows:
             if key != PLAIN:
                 found.setdefault(label(key), []).append(key)
         return found
@@ -97,7 +97,11 @@ class Results:
     def front(self, name: str) -> list[str]:
         """Rows that no other row beats in both ideal speed-up and the mean of a column, from slow to quick."""
         place = {k: (self.mean(k, "ideal_speedup").value, self.mean(k, name).value) for k in self.rows if k != PLAIN}
-        best = [k for k, (x, y) in place.items() if not any(a >= x and b >= y and (a, b) != (x, y) for a, b in place.values())]
+        best = [
+            k
+            for k, (x, y) in place.items()
+            if not any(a >= x and b >= y and (a, b) != (x, y) for a, b in place.values())
+        ]
         return sorted(best, key=lambda k: place[k])
 
 

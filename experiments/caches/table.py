@@ -1,7 +1,7 @@
 """The tables of the README, from the results.
 
-    python experiments/caches/table.py            # prints them
-    python experiments/caches/table.py --write    # puts them into README.md
+python experiments/caches/table.py            # prints them
+python experiments/caches/table.py --write    # puts them into README.md
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
+from typing import Any
 
 from rows import PLAIN, Mean, Results
 
@@ -16,10 +17,26 @@ from wanlab.files import atomic_write
 
 HERE = Path(__file__).parent
 HEAD = (
-    "method", "point", "ideal", "realised, H100", "realised, CPU", "PSNR frames", "PSNR clip", "SSIM", "VMAF",
-    "PSNR latents", "prompts right", "state, MB",
+    "method", "point", "from step", "ideal", "realised, H100", "realised, CPU", "PSNR frames", "worst", "PSNR clip", "SSIM",
+    "VMAF", "PSNR latents", "prompts right", "state, MB",
 )  # fmt: skip
-SPEEDS = (1.6, 2.0, 2.6, 3.0)
+SPEEDS = (1.6, 2.0, 2.5, 2.9)
+PAIRS = (
+    ("easycache", "teacache", "EasyCache's README"),
+    ("easycache", "magcache", "EasyCache's README"),
+    ("easycache", "pab", "EasyCache's README"),
+    ("magcache", "teacache", "MagCache's Table 1"),
+    ("seacache", "teacache", "arXiv:2602.18993"),
+    ("seacache", "magcache", "arXiv:2602.18993"),
+    ("seacache", "taylorseer, all", "arXiv:2602.18993"),
+    ("teacache", "taylorseer, all", "ScalingCache's README"),
+    ("magcache", "fixed", ""),
+    ("fixed", "teacache", ""),
+    ("fixed", "dbcache", ""),
+    ("dbcache", "first_block", ""),
+    ("taylorseer, all", "taylorseer", ""),
+)
+"""Method, what it is held against, who says that the first is better, if anybody was found."""
 
 
 def points(results: Results) -> str:
@@ -32,14 +49,17 @@ def points(results: Results) -> str:
 
 def point(results: Results, key: str, method: str) -> list[str]:
     """One row's cells."""
-    mean = {name: results.mean(key, name).value for name in ("ideal_speedup", "psnr_clip", "ssim", "vmaf", "latent_psnr")}
+    mean = {
+        name: results.mean(key, name).value for name in ("ideal_speedup", "psnr_clip", "ssim", "vmaf", "latent_psnr")
+    }
     count, low, high = results.right(key)
     prompts = f"{count} [{100 * low:.0f}, {100 * high:.0f}]"
     if key == PLAIN:
-        return [method, "", "1", "1", "1", "", "", "", f"{mean['vmaf']:.1f}", "", prompts, ""]
+        return [method, "", "", "1", "1", "1", "", "", "", "", f"{mean['vmaf']:.1f}", "", prompts, ""]
     cpu = results.realised_cpu(key)
     quality = [
         plus_minus(results.mean(key, "psnr_frames")),
+        f"{results.column(key, 'psnr_frames').min():.1f}",
         f"{mean['psnr_clip']:.1f}",
         f"{mean['ssim']:.4f}",
         f"{mean['vmaf']:.1f}",
@@ -48,7 +68,20 @@ def point(results: Results, key: str, method: str) -> list[str]:
     name = key.split("/")[1]
     times = [f"{mean['ideal_speedup']:.2f}", f"{results.realised_mean(key):.2f}"]
     times.append(f"{sum(cpu) / len(cpu):.2f}" if cpu else "")
-    return [method, name, *times, *quality, prompts, f"{results.rows[key]['state_bytes'] / 1e6:.1f}"]
+    return [
+        method,
+        name,
+        str(first_reused(results.rows[key])),
+        *times,
+        *quality,
+        prompts,
+        f"{results.rows[key]['state_bytes'] / 1e6:.1f}",
+    ]
+
+
+def first_reused(row: dict[str, Any]) -> int:
+    """The first step of prompt 0 in which something is reused, counted from 0."""
+    return next(step for step, share in enumerate(row["shares"]["cond"]) if share < 1)
 
 
 def equal_speed(results: Results) -> str:
@@ -72,6 +105,31 @@ def equal_speed(results: Results) -> str:
     return "\n".join(lines)
 
 
+def orderings(results: Results) -> str:
+    """Pairs of methods at every speed of SPEEDS that both reach: differences prompt by prompt, and what they say."""
+    lines = [line(["better", "than", "who says so", *[f"at {s:g}x, dB" for s in SPEEDS], "here"])]
+    lines.append(line(["---"] * 3 + ["---:"] * len(SPEEDS) + ["---"]))
+    for first, second, claim in PAIRS:
+        gaps = {s: gap for s in SPEEDS if (gap := difference(results, first, second, s)) is not None}
+        cells = [f"{g.value:+.1f} [{g.low:+.1f}, {g.high:+.1f}]" if (g := gaps.get(s)) else "" for s in SPEEDS]
+        lines.append(line([first, second, claim, *cells, words(list(gaps.values()))]))
+    return "\n".join(lines)
+
+
+def difference(results: Results, first: str, second: str, speed: float) -> Mean | None:
+    """Mean difference of two methods' PSNR at a speed; None where one has no points around it."""
+    one, other = (results.at_speed(method, speed, "psnr_frames") for method in (first, second))
+    return None if one is None or other is None else results.mean_of(one - other)
+
+
+def words(gaps: list[Mean]) -> str:
+    """What intervals say of a claimed order."""
+    if not gaps:
+        return "no common speed"
+    told = ["yes" if gap.low > 0 else "no, the other way" if gap.high < 0 else "open" for gap in gaps]
+    return told[0] if len(set(told)) == 1 else ", then ".join(told)
+
+
 def plus_minus(mean: Mean) -> str:
     """A mean and its interval."""
     return f"{mean.value:.1f} [{mean.low:.1f}, {mean.high:.1f}]"
@@ -85,7 +143,7 @@ def line(cells: tuple[str, ...] | list[str]) -> str:
 def tables() -> dict[str, str]:
     """Name -> table, as the README holds them."""
     results = Results(HERE / "results" / "h100.json", HERE / "results" / "cpu.json")
-    return {"points": points(results), "equal speed": equal_speed(results)}
+    return {"points": points(results), "equal speed": equal_speed(results), "orderings": orderings(results)}
 
 
 def filled(text: str) -> str:
