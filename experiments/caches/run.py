@@ -38,7 +38,10 @@ JUDGED = ("colour", "shape", "motion")
 
 
 def prompts(num: int) -> list[str]:
-    """Combinations of colour, shape, motion and background that wan_tiny was not trained on."""
+    """Combinations of colour, shape, motion and background that wan_tiny was not trained on.
+
+    Fewer are no prefix of more: corner objects are drawn after all main ones.
+    """
     return captions(sample_scenes(num, torch.Generator().manual_seed(5), "held_out", replace=False))
 
 

@@ -17,26 +17,44 @@ from wanlab.files import atomic_write
 
 HERE = Path(__file__).parent
 HEAD = (
-    "method", "point", "from step", "ideal", "realised, H100", "realised, CPU", "PSNR frames", "worst", "PSNR clip", "SSIM",
-    "VMAF", "PSNR latents", "prompts right", "state, MB",
+    "method", "point", "from step", "ideal", "realised, H100", "realised, CPU", "PSNR frames", "worst", "PSNR clip",
+    "SSIM", "VMAF", "PSNR latents", "prompts right", "state, MB",
 )  # fmt: skip
 SPEEDS = (1.6, 2.0, 2.5, 2.9)
+PAIR_SPEEDS = (2.0, 2.5)
+UNITS = {"psnr_frames": "dB", "vmaf": "VMAF"}
 PAIRS = (
     ("easycache", "teacache", "EasyCache's README"),
-    ("easycache", "magcache", "EasyCache's README"),
-    ("easycache", "pab", "EasyCache's README"),
+    ("easycache", "magcache", "two READMEs together"),
     ("magcache", "teacache", "MagCache's Table 1"),
-    ("seacache", "teacache", "arXiv:2602.18993"),
-    ("seacache", "magcache", "arXiv:2602.18993"),
-    ("seacache", "taylorseer, all", "arXiv:2602.18993"),
-    ("teacache", "taylorseer, all", "ScalingCache's README"),
+    ("seacache", "teacache", "SeaCache's abstract"),
+    ("seacache", "magcache", "SeaCache's abstract"),
+    ("seacache", "taylorseer, all", "SeaCache's abstract"),
+    ("teacache", "taylorseer, all", "two READMEs together"),
     ("magcache", "fixed", ""),
     ("fixed", "teacache", ""),
     ("fixed", "dbcache", ""),
+    ("fixed", "taylorseer", ""),
+    ("fixed", "adacache", ""),
+    ("fixed", "first_block", ""),
     ("dbcache", "first_block", ""),
     ("taylorseer, all", "taylorseer", ""),
 )
 """Method, what it is held against, who says that the first is better, if anybody was found."""
+
+DECIDES = {
+    "fixed": "before the run",
+    "magcache": "before the run",
+    "teacache": "before the run",
+    "easycache": "each step, by the latents",
+    "first_block": "each forward, by a block",
+    "dbcache": "each forward, by a block",
+    "adacache": "at computed steps",
+    "seacache": "each step, by filtered latents",
+    "taylorseer": "by a count",
+    "taylorseer, all": "by a count",
+    "pab": "by a count",
+}
 
 
 def points(results: Results) -> str:
@@ -105,20 +123,46 @@ def equal_speed(results: Results) -> str:
     return "\n".join(lines)
 
 
-def orderings(results: Results) -> str:
-    """Pairs of methods at every speed of SPEEDS that both reach: differences prompt by prompt, and what they say."""
-    lines = [line(["better", "than", "who says so", *[f"at {s:g}x, dB" for s in SPEEDS], "here"])]
-    lines.append(line(["---"] * 3 + ["---:"] * len(SPEEDS) + ["---"]))
-    for first, second, claim in PAIRS:
-        gaps = {s: gap for s in SPEEDS if (gap := difference(results, first, second, s)) is not None}
-        cells = [f"{g.value:+.1f} [{g.low:+.1f}, {g.high:+.1f}]" if (g := gaps.get(s)) else "" for s in SPEEDS]
-        lines.append(line([first, second, claim, *cells, words(list(gaps.values()))]))
+def times(results: Results) -> str:
+    """The middle points: what is realised of the ideal speed-up, and what reuse itself takes on a CPU."""
+    heads = [
+        "method",
+        "decides",
+        "ideal",
+        "CPU",
+        "of ideal",
+        "beyond ideal, % of a plain clip",
+        "H100, 2 clips",
+        "of ideal",
+    ]
+    lines = [line(heads), line(["---"] * 2 + ["---:"] * 6)]
+    plain = results.cpu["rows"][PLAIN]["cpu_seconds"]
+    for method, keys in results.methods.items():
+        key = keys[len(keys) // 2]
+        ideal, cpu, gpu = results.cpu["rows"][key]["ideal_speedup"], results.realised_cpu(key), results.realised(key)
+        beyond = 100 * (sum(results.cpu["rows"][key]["cpu_seconds"]) / sum(plain) - 1 / ideal)
+        both = [f"{sum(cpu) / len(cpu):.2f}", f"{sum(cpu) / len(cpu) / ideal:.2f}", f"{beyond:.1f}"]
+        both += [", ".join(f"{x:.2f}" for x in gpu), f"{results.realised_mean(key) / results.timed_ideal(key):.2f}"]
+        lines.append(line([method, DECIDES[method], f"{ideal:.2f}", *both]))
     return "\n".join(lines)
 
 
-def difference(results: Results, first: str, second: str, speed: float) -> Mean | None:
-    """Mean difference of two methods' PSNR at a speed; None where one has no points around it."""
-    one, other = (results.at_speed(method, speed, "psnr_frames") for method in (first, second))
+def orderings(results: Results) -> str:
+    """Pairs of methods at speeds that both reach: differences prompt by prompt, and what those of PSNR say."""
+    measures = [(name, speed) for name in ("psnr_frames", "vmaf") for speed in PAIR_SPEEDS]
+    heads = [f"{UNITS[name]} at {speed:g}x" for name, speed in measures]
+    lines = [line(["better", "than", "who says so", *heads, "here, in PSNR"])]
+    lines.append(line(["---"] * 3 + ["---:"] * len(measures) + ["---"]))
+    for first, second, claim in PAIRS:
+        gaps = [difference(results, first, second, name, speed) for name, speed in measures]
+        cells = [f"{g.value:+.1f} [{g.low:+.1f}, {g.high:+.1f}]" if g else "" for g in gaps]
+        lines.append(line([first, second, claim, *cells, words([g for g in gaps[: len(PAIR_SPEEDS)] if g])]))
+    return "\n".join(lines)
+
+
+def difference(results: Results, first: str, second: str, name: str, speed: float) -> Mean | None:
+    """Mean difference of two methods in a column at a speed; None where one has no points around it."""
+    one, other = (results.at_speed(method, speed, name) for method in (first, second))
     return None if one is None or other is None else results.mean_of(one - other)
 
 
@@ -143,7 +187,12 @@ def line(cells: tuple[str, ...] | list[str]) -> str:
 def tables() -> dict[str, str]:
     """Name -> table, as the README holds them."""
     results = Results(HERE / "results" / "h100.json", HERE / "results" / "cpu.json")
-    return {"points": points(results), "equal speed": equal_speed(results), "orderings": orderings(results)}
+    return {
+        "points": points(results),
+        "equal speed": equal_speed(results),
+        "orderings": orderings(results),
+        "times": times(results),
+    }
 
 
 def filled(text: str) -> str:
