@@ -136,24 +136,15 @@ def clocked(axes: Any, method: str, spans: list[tuple[float, list[float], float]
 
 def hit_maps(results: Results) -> Figure:
     """Of each method's middle point and the first prompt: the share of the blocks that each forward computed."""
-    rows = {method: results.rows[keys[len(keys) // 2]] for method, keys in results.methods.items()}
-    labels = [
-        f"{method}: {row['point']} ({results.column(key_of(row), 'ideal_speedup')[0]:.2f}x)"
-        for method, row in rows.items()
-    ]
-    strips = [row["shares"][branch] for row in rows.values() for branch in ("cond", "uncond")]
+    picked = [keys[len(keys) // 2] for keys in results.methods.values()]
+    labels = [f"{key.replace('/', ': ')} ({results.column(key, 'ideal_speedup')[0]:.2f}x)" for key in picked]
+    strips = [results.rows[key]["shares"][branch] for key in picked for branch in ("cond", "uncond")]
     figure = Figure(figsize=(10, 6), layout="constrained")
     draw_strips(figure, strips, labels, 2)
     figure.suptitle(
         f'"{results.data["prompts"][0]}": conditional forward above, unconditional below', fontsize="medium"
     )
     return figure
-
-
-def key_of(row: dict[str, Any]) -> str:
-    """The key of a row; TaylorSeer's forms differ in their modules only."""
-    name = "taylorseer, all" if row["cache"].get("modules") == "all" else row["method"]
-    return f"{name}/{row['point']}"
 
 
 def draw_strips(figure: Figure, strips: list[list[float]], labels: list[str], each: int) -> None:
