@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.cache_loop import STEPS, Loop, shares, workload
+from tests.cache_loop import STEPS, Loop, shares
 from tests.tiny import tiny_flux, tiny_wan
 from tests.tiny_relatives import FACE, tiny_animate, tiny_skyreels
 from tests.tiny_video import film, frames_of, picture, tiny_vace
@@ -86,15 +86,11 @@ def test_reuse_on_the_same_input_gives_the_same_output(relative: Loop, method: s
 
 @pytest.mark.parametrize("num_first", [1, 2])
 @pytest.mark.parametrize("num_last", [0, 1, 2])
-def test_bytes_of_a_part_of_the_stack(
-    relative: Loop, num_first: int, num_last: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bytes_of_a_part_of_the_stack(relative: Loop, num_first: int, num_last: int) -> None:
     """A control stream is kept only where the middle has a hint block."""
     if num_first + num_last == 4:
         pytest.skip("Nothing is left to reuse")
     model = relative.model
-    if not hasattr(model, "workload"):
-        monkeypatch.setattr(model, "workload", workload(model, relative.conditions), raising=False)
     options = {"num_first": num_first, "num_last": num_last, "warmup_steps": 2, "calibrator": "taylorseer"}
     spec = relative.spec.with_(cache={"method": "dbcache", "threshold": 1.0, **options})
     cache = caches.prepared(model, spec)

@@ -12,7 +12,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from wanlab.caches._cache import Memory
-from wanlab.caches._parts import PartCache, by_branch, output_numbers
+from wanlab.caches._parts import PartCache, output_numbers
 from wanlab.caches._run import Run
 from wanlab.registry import CACHES
 from wanlab.sites import Branch, StepContext
@@ -68,7 +68,7 @@ class TaylorSeer(PartCache):
     def forced(self, run: Run) -> Mapping[str, list[bool]] | None:
         if self.options.modules == "all":
             return super().forced(run)
-        return by_branch(run, (is_due for _, _, is_due in self._outputs(run)))
+        return run.by_branch(is_due for _, _, is_due in self._outputs(run))
 
     def _outputs(self, run: Run) -> list[tuple[str, str, bool]]:
         """(expert, branch, whether it is computed) of every forward's output."""
