@@ -42,6 +42,7 @@ FAMILIES: dict[str, Any] = {
     "Phantom": PHANTOM,
     "SkyReels": "skyreels_i2v_14b",
     "SkyReels DF": "skyreels_df_1_3b",
+    "SkyReels DF, `ar_step`": "skyreels_df_1_3b",
     "Animate": "wan_animate_14b",
     "Flux": None,
 }
@@ -86,7 +87,8 @@ class Bench:
         self.model = wanlab.load(definition, device="cpu")
         media = {} if what is None else {k: v[:5] if hasattr(v, "shape") else v for k, v in given(self.model).items()}
         size = {} if what is None else SPEC
-        self.settings = {"num_steps": STEPS, "prompt": "a red circle", **size, **media}
+        lag = {"ar_step": 4} if "ar_step" in name else {}
+        self.settings = {"num_steps": STEPS, "prompt": "a red circle", **size, **media, **lag}
         spec = self.model.spec(**self.settings)
         self.text = wanlab.encode_text(self.model, spec)
         self.conditions = wanlab.encode_conditions(self.model, spec)

@@ -203,15 +203,6 @@ def _outputs(model: Any, work: Any, kind: str, part: str) -> tuple[str, ...]:
     return ("text",) if part == "ff_context" else tuple(model.outputs)
 
 
-def output_numbers(run: Run) -> int:
-    """Numbers that the network gives for one sample and branch, those of frames that are cut off later included."""
-    network = run.model.config(run.experts[0])
-    patch, channels = network["patch_size"], network["out_channels"] or network["in_channels"]
-    tokens = run.model.workload(run.spec, expert=run.experts[0]).tokens
-    each = channels * (patch**2 if isinstance(patch, int) else prod(patch))
-    return each * sum(tokens[name][0] for name in run.model.outputs)
-
-
 def level(ctx: StepContext) -> float:
     """The step's noise level; the highest where samples or latent frames differ."""
     return float(ctx.sigma.max()) if isinstance(ctx.sigma, Tensor) else ctx.sigma

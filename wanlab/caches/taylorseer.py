@@ -12,8 +12,9 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from wanlab.caches._cache import Memory
-from wanlab.caches._parts import PartCache, output_numbers
+from wanlab.caches._parts import PartCache
 from wanlab.caches._run import Run
+from wanlab.caches._size import latent_bytes
 from wanlab.registry import CACHES
 from wanlab.sites import Branch, StepContext
 from wanlab.spec import Part
@@ -89,7 +90,7 @@ class TaylorSeer(PartCache):
     def _output_bytes(self, run: Run) -> int:
         computed = Counter((expert, branch) for expert, branch, is_due in self._outputs(run) if is_due)
         held = sum(self.num_kept(n) * (branch.count("+") + 1) for (_, branch), n in computed.items())
-        return held * output_numbers(run) * self._itemsize(run)
+        return held * latent_bytes(run, self._itemsize(run))
 
     def num_kept(self, computed: int) -> int:
         return min(self.options.max_order + 1, computed)
@@ -108,7 +109,7 @@ class TaylorSeer(PartCache):
             self.did(ctx, 0.0)
             return self.recall(memory, _OUTPUT, gap)[0]
         velocity = call(latents, ctx, branch)
-        self.keep(memory, _OUTPUT, (velocity,), gap)
+        self.keep(memory, _OUTPUT, (velocity.contiguous(),), gap)  # a slice would hold the frames that were cut off
         memory.numbers[_OUTPUT] = ctx.step
         self.did(ctx, 1.0)
         return velocity
