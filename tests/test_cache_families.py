@@ -87,7 +87,7 @@ class Bench:
         self.model = wanlab.load(definition, device="cpu")
         media = {} if what is None else {k: v[:5] if hasattr(v, "shape") else v for k, v in given(self.model).items()}
         size = {} if what is None else SPEC
-        lag = {"ar_step": 4} if "ar_step" in name else {}
+        lag = {"ar_step": 4, "image": None, "last_image": None} if "ar_step" in name else {}
         self.settings = {"num_steps": STEPS, "prompt": "a red circle", **size, **media, **lag}
         spec = self.model.spec(**self.settings)
         self.text = wanlab.encode_text(self.model, spec)

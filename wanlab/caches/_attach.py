@@ -66,9 +66,9 @@ def _checked(model: Any, spec: GenerationSpec) -> tuple[Cache, Run] | None:
 
 
 def predict_bytes(model: Any, spec: GenerationSpec) -> int:
-    """Bytes of state that the spec's cache will hold at the end of a run of one sample; 0 for "none"."""
+    """Bytes of state that the spec's cache will hold at the most in a run of one sample; 0 for "none"."""
     found = None if spec.cache.method == "none" else _checked(model, spec)
     if found is None:
         return 0
     cache, run = found
-    return cache.predict(run)
+    return cache.predict_most(run)

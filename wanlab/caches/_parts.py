@@ -145,7 +145,7 @@ class PartCache(Weighed):
     def _check_memory(self, device: torch.device) -> None:
         if self._run is None:
             return
-        need, free = self.predict(self._run), free_bytes(device)
+        need, free = self.predict_most(self._run), free_bytes(device)
         if free is not None and need > free:
             raise WanlabError(
                 f"The cache {self.method} will hold {need / 1e9:,.2f} GB beside the network, and {free / 1e9:,.2f} GB "

@@ -78,6 +78,18 @@ class Run:
         other = [i for i, expert in enumerate(self.experts) if expert != self.experts[0]]
         return other[0] if other else None
 
+    def only(self, expert: str) -> Run:
+        """The steps of one expert as a run of their own."""
+        steps = self.steps_of(expert)
+        skipped = {(steps.index(step), name): b for (step, name), b in self.skip_blocks.items() if step in steps}
+        return replace(
+            self,
+            sigmas=(*(self.sigmas[step] for step in steps), self.sigmas[steps[-1] + 1]),
+            experts=(expert,) * len(steps),
+            branches=tuple(self.branches[step] for step in steps),
+            skip_blocks=skipped,
+        )
+
     def steps_of(self, expert: str) -> list[int]:
         """The steps of an expert."""
         return [i for i, name in enumerate(self.experts) if name == expert]

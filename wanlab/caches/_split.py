@@ -13,7 +13,7 @@ from wanlab.caches._dynamic import change
 from wanlab.caches._run import Run
 from wanlab.caches._work import Weighed, share_of
 from wanlab.errors import WanlabError
-from wanlab.sites import Branch, Handle, Stack, StepContext, Streams
+from wanlab.sites import Branch, Stack, StepContext, Streams
 
 FIRST = "first"
 """What the first blocks added to the stream that is read last, at the last computed step."""
@@ -51,12 +51,7 @@ class Split(Weighed):
                     remedy="Always run fewer blocks, or set cache to none",
                 )
 
-    def _wrap(self, stack: Stack, handles: list[Handle]) -> None:
-        super()._wrap(stack, handles)
-        assert stack.forward is not None, "a model's stack"
-        handles.append(stack.forward.wrap(self._note_branch, "cache"))
-
-    def _note_branch(self, call: Callable[..., Tensor], latents: Tensor, ctx: StepContext, branch: Branch) -> Tensor:
+    def around_forward(self, call: Callable[..., Tensor], latents: Tensor, ctx: StepContext, branch: Branch) -> Tensor:
         self._branch = branch
         return call(latents, ctx, branch)
 
