@@ -20,6 +20,7 @@ from wanlab.caches.fixed import Fixed
 from wanlab.errors import WanlabError
 from wanlab.models import Model
 from wanlab.registry import CACHES
+from wanlab.study._plan import plan_strips
 
 
 @dataclass(frozen=True)
@@ -287,6 +288,13 @@ def test_forced_steps_are_computed(loop: Loop, case: Case, once: Callable[[Case]
     for branch, steps in forced.items():
         assert not all(steps)
         assert all(share == 1 for share, must in zip(shares(cache, branch), steps, strict=True) if must)
+
+
+def test_the_plan_is_drawn_before_the_run(model: Model, case: Case) -> None:
+    spec = model.spec(num_steps=STEPS, cache=case.of(model))
+    strips = plan_strips(spec, model)
+    assert tuple(strips.shares) == Run.of(model, spec).branch_names
+    assert all(row[0] == 1 and row.min() < 1 for row in strips.shares.values())
 
 
 def test_too_few_steps_are_refused(model: Model, case: Case) -> None:
