@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -163,9 +163,7 @@ def test_state_forks_at_every_step(loop: Loop, case: Case, once: Callable[[Case]
         second.load_state(load(first.saved[fork - 1]))
         with second.attach(loop.model):
             assert torch.equal(loop.run(first.latents[fork], fork), first.latents[-1]), fork
-        told, expected = second.report(), first.cache.report()
-        assert told.ideal_speedup == pytest.approx(expected.ideal_speedup, rel=1e-12)  # sums in another order
-        assert replace(told, ideal_speedup=expected.ideal_speedup) == expected
+        assert second.report() == first.cache.report()
 
 
 def test_a_run_that_was_stopped_leaves_no_trace_in_the_next(

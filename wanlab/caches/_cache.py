@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -277,7 +278,7 @@ class Cache(abc.ABC):
         """Hit map, counts, bytes of state, ideal speed-up."""
         memories = {_path(key): m for key, m in self._memories.items() if m.shares}
         shares = [share for m in memories.values() for share in m.shares.values()]
-        computed = sum(share >= 1 for share in shares)
+        computed, done = sum(share >= 1 for share in shares), math.fsum(shares)
         return CacheReport(
             method=self.method,
             hit_map={key: {step: share >= 1 for step, share in m.shares.items()} for key, m in memories.items()},
@@ -286,7 +287,7 @@ class Cache(abc.ABC):
             computed=computed,
             reused=len(shares) - computed,
             state_bytes=max(self._peak, self._held),
-            ideal_speedup=len(shares) / sum(shares) if sum(shares) else 1.0,
+            ideal_speedup=len(shares) / done if done else 1.0,
         )
 
     def state(self) -> dict[str, Tensor]:
