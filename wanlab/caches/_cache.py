@@ -36,7 +36,7 @@ class Memory:
     """Step -> the number that was held against the threshold, for methods that have one."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CacheReport:
     """What a cache did in a run."""
 
@@ -55,6 +55,12 @@ class CacheReport:
     """Bytes held at the end of the run, when they are the most."""
     ideal_speedup: float
     """Forwards over the sum of shares: what reuse that costs nothing would give."""
+
+    def __repr__(self) -> str:
+        return (
+            f"CacheReport({self.method}, {self.reused} of {self.computed + self.reused} forwards reused something, "
+            f"ideal speed-up {self.ideal_speedup:.2f}x, holds {self.state_bytes:,} bytes)"
+        )
 
 
 class Cache(abc.ABC):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from typing import Annotated
 
 import torch
@@ -47,10 +47,17 @@ def ages(run: Run) -> list[int]:
     return found
 
 
-def check_reuse(method: str, forced: Sequence[bool], remedy: str) -> None:
+def in_all_branches(run: Run, steps: Iterable[bool]) -> dict[str, list[bool]]:
+    """The same row of steps for every branch of the run: what branches that follow one decision are sure to compute."""
+    row = list(steps)
+    return {branch: row for _, _, branch in run.forwards}
+
+
+def check_reuse(method: str, forced: Mapping[str, list[bool]], remedy: str) -> None:
     """Raise WanlabError where every step is computed whatever the content, so that the cache could reuse nothing."""
-    if all(forced):
+    rows = list(forced.values())
+    if all(all(row) for row in rows):
         raise WanlabError(
-            f"{method} computes each of these {len(forced)} steps whatever they contain: it would reuse nothing",
+            f"{method} computes each of these {len(rows[0])} steps whatever they contain: it would reuse nothing",
             remedy=remedy,
         )

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from wanlab.caches._cache import Cache, Memory
-from wanlab.caches._dynamic import ages, check_reuse, first_branch
+from wanlab.caches._dynamic import ages, check_reuse, first_branch, in_all_branches
 from wanlab.caches._run import Run
 from wanlab.caches._size import residual_bytes
 from wanlab.errors import WanlabError
@@ -88,9 +88,9 @@ class AdaCache(Cache):
                 remedy="Set motion to False, or make a video",
             )
 
-    def forced(self, run: Run) -> tuple[bool, ...]:
+    def forced(self, run: Run) -> dict[str, list[bool]]:
         """Which steps are computed whatever they contain: an expert's first two, the run's last two."""
-        return tuple(age < 2 or _is_last(i, run.num_steps) for i, age in enumerate(ages(run)))
+        return in_all_branches(run, (age < 2 or _is_last(i, run.num_steps) for i, age in enumerate(ages(run))))
 
     def predict(self, run: Run) -> int:
         return residual_bytes(run)

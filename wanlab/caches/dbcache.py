@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from wanlab.caches._cache import Memory
-from wanlab.caches._dynamic import Threshold, ages, check_reuse
+from wanlab.caches._dynamic import Threshold, ages, check_reuse, in_all_branches
 from wanlab.caches._run import Run
 from wanlab.caches._size import stream_bytes
 from wanlab.caches._split import Split
@@ -76,9 +76,9 @@ class DBCache(Split):
         self._check_length(run.num_steps)
         check_reuse(self.method, self.forced(run), "Take more steps, fewer warmup_steps, or a mask with False in it")
 
-    def forced(self, run: Run) -> tuple[bool, ...]:
+    def forced(self, run: Run) -> dict[str, list[bool]]:
         """Which steps are computed whatever they contain."""
-        return tuple(age == 0 or self._is_forced(i, age) for i, age in enumerate(ages(run)))
+        return in_all_branches(run, (age == 0 or self._is_forced(i, age) for i, age in enumerate(ages(run))))
 
     def predict(self, run: Run) -> int:
         steps = Counter((expert, branch) for _, expert, branch in run.forwards)

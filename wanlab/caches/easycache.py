@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from wanlab.caches._cache import Cache, Memory
-from wanlab.caches._dynamic import Threshold, ages, check_reuse, first_branch, mean_abs
+from wanlab.caches._dynamic import Threshold, ages, check_reuse, first_branch, in_all_branches, mean_abs
 from wanlab.caches._run import Run
 from wanlab.caches._size import latent_bytes, sequences
 from wanlab.registry import CACHES
@@ -40,9 +40,9 @@ class EasyCache(Cache):
     def check(self, run: Run) -> None:
         check_reuse(self.method, self.forced(run), "Take more steps, or fewer warmup_steps")
 
-    def forced(self, run: Run) -> tuple[bool, ...]:
+    def forced(self, run: Run) -> dict[str, list[bool]]:
         """Which steps are computed whatever they contain."""
-        return tuple(age < 2 or self._is_forced(i, run.num_steps) for i, age in enumerate(ages(run)))
+        return in_all_branches(run, (age < 2 or self._is_forced(i, run.num_steps) for i, age in enumerate(ages(run))))
 
     def predict(self, run: Run) -> int:
         """For each expert two latents and one output, for each branch a float32 difference; k once there are two."""

@@ -12,6 +12,7 @@ from wanlab.metrics._frames import Array
 
 if TYPE_CHECKING:
     import pandas
+    from matplotlib.figure import Figure
     from torch import Tensor
 
 _BYTES = {"float16": 2, "float32": 4}
@@ -39,7 +40,7 @@ def latent_psnr(reference: Any, other: Any) -> float:
     return 10 * float(np.log10(peak**2 / mse))
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Drift:
     """Keeps the data estimate x0 of every step: `generate(model, spec, on_step=drift)`, then `drift(first, second)`.
 
@@ -52,7 +53,7 @@ class Drift:
     max_bytes: int = 2 << 30
     sigmas: dict[int, float] = field(default_factory=dict, init=False)
     """Step -> the noise level the network was asked at."""
-    estimates: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
+    estimates: dict[int, Tensor] = field(default_factory=dict, init=False)
     """Step -> (B, C, T, H, W) on the CPU."""
 
     def __post_init__(self) -> None:
@@ -80,8 +81,11 @@ class Drift:
         """Bytes of what is kept."""
         return sum(x.numel() * x.element_size() for x in self.estimates.values())
 
+    def __repr__(self) -> str:
+        return f"Drift({len(self.estimates)} steps, {self.dtype}, {self.num_bytes:,} bytes)"
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class DriftCurve:
     """How far a run's data estimates are from another's, step by step; each is (steps,)."""
 
@@ -98,6 +102,27 @@ class DriftCurve:
 
         columns = {"step": self.steps, "sigma": self.sigmas, "relative_l2": self.relative_l2, "psnr_db": self.psnr}
         return pandas.DataFrame(columns)
+
+    def figure(self) -> Figure:
+        """The distance over the steps, with the noise levels above."""
+        from wanlab.figures import Picture
+
+        figure = Picture(figsize=(7, 2.8), layout="constrained")
+        axes = figure.subplots()
+        axes.plot(self.steps, self.relative_l2, "o-", markersize=3)
+        axes.set(xlabel="step", ylabel="relative L2 of the estimate")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        shown = np.unique(np.linspace(0, len(self.steps) - 1, min(len(self.steps), 9)).round().astype(int))
+        levels = axes.secondary_xaxis("top")
+        levels.set_xticks(self.steps[shown], [f"{self.sigmas[i]:.2f}" for i in shown])
+        levels.set_xlabel("noise level")
+        return figure
+
+    def __repr__(self) -> str:
+        return (
+            f"DriftCurve({len(self.steps)} steps, relative L2 at the end {self.relative_l2[-1]:.3g}, "
+            f"at most {self.relative_l2.max():.3g})"
+        )
 
 
 def drift(reference: Drift, other: Drift) -> DriftCurve:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import math
 import os
@@ -20,6 +21,7 @@ from wanlab.details import in_words
 from wanlab.errors import WanlabError, shorten
 from wanlab.inline import enlargement, player
 from wanlab.result import Result
+from wanlab.spec import PARTS, GenerationSpec
 from wanlab.study._sheet import sheet
 
 if TYPE_CHECKING:
@@ -48,9 +50,12 @@ class Comparison:
 
     @cached_property
     def settings(self) -> list[dict[str, Any]]:
-        """For each result, its values of the settings in which any differs from the first: dotted name -> value."""
+        """For each result, its values of the settings in which any differs from the first: dotted name -> value.
+
+        An option that all methods here have at their own default is left out.
+        """
         diffs = [self.results[0].spec.diff(r.spec) for r in self.results]
-        names = sorted({name for diff in diffs for name in diff})
+        names = _telling({name for diff in diffs for name in diff}, [r.spec for r in self.results])
         first = {name: diff[name][0] for diff in diffs for name in diff}
         return [{name: diff[name][1] if name in diff else first[name] for name in names} for diff in diffs]
 
@@ -150,6 +155,17 @@ class Comparison:
 
     def __repr__(self) -> str:
         return f"Comparison({len(self.results)} results: {'; '.join(shorten(label, 60) for label in self.labels)})"
+
+
+def _telling(names: set[str], specs: Sequence[GenerationSpec]) -> list[str]:
+    """The names, sorted, without options that each method has at its own default in every spec."""
+    untold: set[str] = set()
+    for part in names & set(PARTS):
+        with contextlib.suppress(WanlabError):  # a method that is not here has defaults that are not known
+            told = {f"{part}.{option}" for spec in specs for option in getattr(spec, part).changed()}
+            leaves = {f"{part}.{leaf}" for leaf in PARTS[part].model_fields}
+            untold |= {name for name in names if name.startswith(f"{part}.")} - told - leaves
+    return sorted(names - untold)
 
 
 def compare(*results: Result) -> Comparison:

@@ -142,7 +142,10 @@ class SpecForm(widgets.VBox):
             leaf = name.partition(".")[2]
             if name not in FRONT and (part in _ALWAYS or field.is_other_than(self._usual[part][leaf])):
                 words.append(field.words() if leaf == "method" else f"{leaf} {field.words()}")
-        words += [f"{name} {field.words()}" for name, field in self._options.get(part, {}).items()]
+        if part in self._options:
+            usual = _defaults(self._shown[part])
+            changed = ((n, f) for n, f in self._options[part].items() if n not in usual or f.is_other_than(usual[n]))
+            words += [f"{name} {field.words()}" for name, field in changed]
         return ellipsis(f"{part} · {', '.join(words)}" if words else part, _TITLE)
 
     def _visible(self, part: str) -> Iterable[tuple[str, Field]]:
