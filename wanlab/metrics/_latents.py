@@ -12,7 +12,6 @@ from wanlab.metrics._frames import Array
 
 if TYPE_CHECKING:
     import pandas
-    from matplotlib.figure import Figure
     from torch import Tensor
 
 _BYTES = {"float16": 2, "float32": 4}
@@ -102,21 +101,6 @@ class DriftCurve:
 
         columns = {"step": self.steps, "sigma": self.sigmas, "relative_l2": self.relative_l2, "psnr_db": self.psnr}
         return pandas.DataFrame(columns)
-
-    def figure(self) -> Figure:
-        """The distance over the steps, with the noise levels above."""
-        from wanlab.figures import Picture
-
-        figure = Picture(figsize=(7, 2.8), layout="constrained")
-        axes = figure.subplots()
-        axes.plot(self.steps, self.relative_l2, "o-", markersize=3)
-        axes.set(xlabel="step", ylabel="relative L2 of the estimate")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        shown = np.unique(np.linspace(0, len(self.steps) - 1, min(len(self.steps), 9)).round().astype(int))
-        levels = axes.secondary_xaxis("top")
-        levels.set_xticks(self.steps[shown], [f"{self.sigmas[i]:.2f}" for i in shown])
-        levels.set_xlabel("noise level")
-        return figure
 
     def __repr__(self) -> str:
         return (

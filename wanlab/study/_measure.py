@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wanlab import runs, stages
-from wanlab.details import in_words
+from wanlab.details import in_words, telling
 from wanlab.errors import WanlabError, shorten
 from wanlab.models import Model
 from wanlab.pipeline import checked, full_spec
@@ -256,7 +256,7 @@ def _labels(specs: Sequence[GenerationSpec]) -> list[str]:
     if len(specs) == 1:
         return ["spec"]
     differ = specs[0].diff(specs[1])
-    found = [in_words({name: values[i] for name, values in differ.items()}) for i in range(2)]
+    found = [in_words({name: differ[name][i] for name in telling(set(differ), specs)}) for i in range(2)]
     return [found[0] or "spec", found[1] or "against"]
 
 

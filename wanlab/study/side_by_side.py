@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import html
 import math
 import os
@@ -17,11 +16,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from wanlab import metrics, video
-from wanlab.details import in_words
+from wanlab.details import in_words, telling
 from wanlab.errors import WanlabError, shorten
 from wanlab.inline import enlargement, player
 from wanlab.result import Result
-from wanlab.spec import PARTS, GenerationSpec
 from wanlab.study._sheet import sheet
 
 if TYPE_CHECKING:
@@ -47,6 +45,8 @@ class Comparison:
     """
 
     results: tuple[Result, ...]
+    names: tuple[str, ...] = ()
+    """Labels that were given; empty makes them of the settings."""
 
     @cached_property
     def settings(self) -> list[dict[str, Any]]:
@@ -55,7 +55,7 @@ class Comparison:
         An option that all methods here have at their own default is left out.
         """
         diffs = [self.results[0].spec.diff(r.spec) for r in self.results]
-        names = _telling({name for diff in diffs for name in diff}, [r.spec for r in self.results])
+        names = telling({name for diff in diffs for name in diff}, [r.spec for r in self.results])
         first = {name: diff[name][0] for diff in diffs for name in diff}
         return [{name: diff[name][1] if name in diff else first[name] for name in names} for diff in diffs]
 
@@ -63,9 +63,9 @@ class Comparison:
     def labels(self) -> list[str]:
         """For each result, the settings in which it differs from the first; the first shows its own values of them.
 
-        An option that the result's method lacks, or that is empty, is left out.
+        An option that the result's method lacks, or that is empty, is left out. Labels that were given are kept.
         """
-        return [in_words(values) or "same spec" for values in self.settings]
+        return list(self.names) or [in_words(values) or "same spec" for values in self.settings]
 
     @cached_property
     def sheet(self) -> pandas.DataFrame:
@@ -157,25 +157,21 @@ class Comparison:
         return f"Comparison({len(self.results)} results: {'; '.join(shorten(label, 60) for label in self.labels)})"
 
 
-def _telling(names: set[str], specs: Sequence[GenerationSpec]) -> list[str]:
-    """The names, sorted, without options that each method has at its own default in every spec."""
-    untold: set[str] = set()
-    for part in names & set(PARTS):
-        with contextlib.suppress(WanlabError):  # a method that is not here has defaults that are not known
-            told = {f"{part}.{option}" for spec in specs for option in getattr(spec, part).changed()}
-            leaves = {f"{part}.{leaf}" for leaf in PARTS[part].model_fields}
-            untold |= {name for name in names if name.startswith(f"{part}.")} - told - leaves
-    return sorted(names - untold)
+def compare(*results: Result, labels: Sequence[str] | None = None) -> Comparison:
+    """Put results side by side; the first is the reference.
 
-
-def compare(*results: Result) -> Comparison:
-    """Put results side by side; the first is the reference. Raises WanlabError for fewer than two."""
+    labels: one a result, where specs do not tell what differs, such as an edit; by default the settings that differ.
+    Raises WanlabError for fewer than two results, and for labels of another number.
+    """
     if len(results) < 2 or not all(isinstance(r, Result) for r in results):
         raise WanlabError(
             f"compare takes two results or more, got {shorten([type(r).__name__ for r in results])}",
             remedy="compare(generate(model, ...), generate(model, ...))",
         )
-    return Comparison(tuple(results))
+    names = () if labels is None else tuple(labels)
+    if labels is not None and (isinstance(labels, str) or len(names) != len(results) or not all(names)):
+        raise WanlabError(f"labels = {shorten(labels)} for {len(results)} results", remedy="Give one text a result")
+    return Comparison(tuple(results), names)
 
 
 def composite(clips: Sequence[np.ndarray[Any, Any]], labels: Sequence[str]) -> np.ndarray[Any, Any]:
