@@ -132,5 +132,5 @@ def test_labels_can_be_given(clips: list[Any]) -> None:
     assert "edited" in found._repr_html_()
     assert found.sheet["label"].tolist() == ["as it is", "edited"]
     for wrong in (["one"], "ab", ["a", ""]):
-        with pytest.raises(WanlabError, match="for 2 results"):
+        with pytest.raises(wanlab.WanlabError, match="for 2 results"):
             wanlab.compare(clips[0], clips[3], labels=wrong)

@@ -15,7 +15,7 @@ from wanlab.caches import Cache, CacheReport, Run
 from wanlab.caches._dynamic import check_reuse, in_all_branches
 from wanlab.errors import WanlabError
 from wanlab.metrics import Drift, drift
-from wanlab.models import Model, describe
+from wanlab.models import Model
 from wanlab.registry import CACHES
 from wanlab.study import estimate, show_plan
 from wanlab.study._measure import Samples, _seconds
@@ -31,7 +31,7 @@ METHODS = [name for name in CACHES.names() if name != "none"]
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    return describe("wan_tiny")
+    return wanlab.load("wan_tiny", device="cpu")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -71,7 +71,7 @@ def test_changed_options_of_a_method(model: Model) -> None:
 
 
 def test_titles_and_inputs_of_options(model: Model) -> None:
-    form = SpecForm(model.spec(cache="magcache"), model.offers)
+    form = SpecForm(model.spec(cache="magcache"), model.offers, model.spec())
     assert form._groups["cache"].titles[0] == "cache · magcache"
     form._options["cache"]["threshold"].write(0.2)
     assert form._groups["cache"].titles[0] == "cache · magcache, threshold 0.2"
@@ -110,8 +110,3 @@ def test_an_estimate_tells_what_a_dynamic_cache_holds() -> None:
     assert found.cache_state_bytes == 414_724
     assert "not known before the run, holds 415 kB" in str(found)
     assert "0.00 GB" not in str(found)
-
-
-def test_labels_that_are_given() -> None:
-    with pytest.raises(WanlabError, match="two results"):
-        wanlab.compare(labels=["a"])
