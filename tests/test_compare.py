@@ -171,3 +171,14 @@ def test_wrong_arguments(clips: list[Any]) -> None:
         wanlab.compare(clips[0])
     with pytest.raises(wanlab.WanlabError, match="two results"):
         wanlab.compare(clips[0], "x.mp4")
+
+
+def test_labels_can_be_given(clips: list[Any]) -> None:
+    """Where specs do not tell what differs, as after an edit."""
+    found = wanlab.compare(clips[0], clips[3], labels=["as it is", "edited"])
+    assert found.labels == ["as it is", "edited"]
+    assert "edited" in found._repr_html_()
+    assert found.sheet["label"].tolist() == ["as it is", "edited"]
+    for wrong in (["one"], "ab", ["a", ""]):
+        with pytest.raises(wanlab.WanlabError, match="for 2 results"):
+            wanlab.compare(clips[0], clips[3], labels=wrong)

@@ -49,7 +49,7 @@ class Memory:
         return sum(t.nbytes for t in self.tensors.values())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CacheReport:
     """What a cache did in a run."""
 
@@ -68,6 +68,12 @@ class CacheReport:
     """Bytes that were held at the most."""
     ideal_speedup: float
     """Forwards over the sum of shares: what reuse that costs nothing would give."""
+
+    def __repr__(self) -> str:
+        return (
+            f"CacheReport({self.method}, {self.reused} of {self.computed + self.reused} forwards reused something, "
+            f"ideal speed-up {self.ideal_speedup:.2f}x, holds {self.state_bytes:,} bytes)"
+        )
 
 
 class Cache(abc.ABC):

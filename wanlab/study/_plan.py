@@ -124,11 +124,11 @@ def _of_result(run: caches.Run, result: Result) -> Strips:
 
 
 def _draw(strips: Strips, spec: GenerationSpec, has_run: bool) -> Figure:
-    from matplotlib.figure import Figure
+    from wanlab.figures import Picture
 
     num_rows, lower = len(strips.shares), bool(strips.signals)
     heights = [0.35 * num_rows + 0.1, *([1.6] if lower else [])]
-    figure = Figure(figsize=(8, 1.7 + sum(heights)), layout="constrained")
+    figure = Picture(figsize=(8, 1.7 + sum(heights)), layout="constrained")
     axes = figure.subplots(len(heights), 1, squeeze=False, sharex=True, height_ratios=heights)[:, 0]
     _draw_strips(axes[0], strips)
     if lower:
