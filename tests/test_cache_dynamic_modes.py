@@ -61,6 +61,29 @@ def test_batched_guidance_is_judged_by_its_first_branch(wan: Model, method: str)
     assert signals[0] == pytest.approx(signals[1], rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("options", "present", "back"),
+    [
+        ({"method": "easycache", "threshold": 50.0, "warmup_steps": 5}, (0, 1, 2), 6),
+        ({"method": "adacache", "codebook": "fast"}, (0, 1), 4),
+    ],
+    ids=["easycache", "adacache"],
+)
+def test_a_branch_that_was_away_when_the_first_one_computed_does_not_follow_it(
+    wan: Model, options: dict[str, Any], present: tuple[int, ...], back: int
+) -> None:
+    loop = Loop(wan)
+    cache = caches.prepared(wan, loop.spec.with_(cache=options))
+    assert cache is not None
+    with cache.attach(wan):
+        loop.run(loop.noise, branches=lambda step: ("cond", "uncond") if step in (*present, back) else ("cond",))
+    found = cache.report().shares
+    lead = found["transformer/cond/-1"]
+    assert lead[back] == 0
+    assert lead[back - 1 if options["method"] == "adacache" else 4] == 1
+    assert found["transformer/uncond/-1"] == dict.fromkeys((*present, back), 1.0)
+
+
 @pytest.mark.parametrize("method", ["first_block", "dbcache", "adacache", "seacache"])
 @pytest.mark.parametrize("num_last", [0, 1, 2])
 def test_reuse_on_the_same_input_gives_the_same_output(relative: Loop, method: str, num_last: int) -> None:

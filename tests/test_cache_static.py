@@ -27,6 +27,7 @@ from wanlab.errors import WanlabError
 from wanlab.files import resource
 from wanlab.models import Model
 from wanlab.result import Result
+from wanlab.sites import StepContext
 
 STEPS = 12
 RATIOS = [1 - 0.004 * i / 10 - 0.015 * (i % 2) for i in range(2 * (STEPS - 1))]  # unlike in both branches
@@ -335,6 +336,31 @@ def test_teacache_on_flux_looks_at_the_first_blocks_input(flux: Model) -> None:
     assert 2 < sum(expected) < STEPS
     with pytest.raises(WanlabError, match="depends on content"):
         caches.check(flux, flux.spec(prompt="a", cache=tea(speedup=2.0)))
+
+
+def test_teacache_by_content_begins_anew_with_other_blocks(tmp_path: Path) -> None:
+    model = models.load(tiny_flux(tmp_path, guidance_embeds=False)[1], device="cpu")
+    rule = {"method": "slg", "layers": [1], "start": 0.3, "stop": 0.6}
+    options = tea(coefficients=[0.0, 0.0], threshold=0.2)  # everything that may be reused is
+    result = wanlab.generate(model, prompt="a cat", num_steps=10, guidance_scale=3.5, guidance=rule, cache=options)
+    hits = {name: [step for step, hit in enumerate(rows) if hit] for name, rows in ran(result).items()}
+    assert hits == {"cond": [0, 9], "uncond": [0, 3, 6, 9]}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_teacache_sums_halves_in_float32(flux: Model, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change of half precision's own resolution would not add up to a threshold."""
+    first = torch.randn(1, 500, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    second = (1.013 * first.float()).to(dtype)
+    cache = caches.prepared(flux, flux.resolve(flux.spec(cache=tea(coefficients=[1.0, 0.0]))))
+    assert cache is not None
+    monkeypatch.setattr(flux, "modulated_input", lambda streams, expert: streams)
+    with cache.attach(flux):
+        for signal in (first, second):
+            cache.signal(signal, StepContext(0, 8, 1.0))  # type: ignore[arg-type]
+        found = cache.memory(StepContext(0, 8, 1.0)).numbers["change"]
+    moved = (second - first).double().abs().mean() / first.double().abs().mean()
+    assert found == pytest.approx(float(moved), rel=1e-5)
 
 
 def test_state_is_predicted(flux: Model, wan: Model, wan2: Model) -> None:

@@ -20,6 +20,7 @@ from wanlab.caches.fixed import Fixed
 from wanlab.errors import WanlabError
 from wanlab.models import Model
 from wanlab.sites import Branch, StepContext
+from wanlab.study._plan import plan_strips
 
 STEPS = 6
 
@@ -244,3 +245,23 @@ def test_what_other_blocks_gave_is_not_reused(tmp_path: Path) -> None:
     changes = [step for step in range(10) if step == 0 or skips[step] != skips[step - 1]]
     assert len(changes) == 3
     assert [int(step) for step, hit in hits["uncond"].items() if hit] == changes
+    assert wanlab.estimate(model, spec).computed_forwards == ran["cache"]["computed"] == 4
+    planned = plan_strips(spec, model).shares
+    assert {name: row.tolist() for name, row in planned.items()} == {
+        n: list(map(float, h.values())) for n, h in hits.items()
+    }
+
+
+def test_a_static_plan_begins_anew_with_other_blocks(tmp_path: Path) -> None:
+    """The error of what was reused counts from where the branch computed because its blocks changed."""
+    model = models.load(tiny_wan(tmp_path)[1], device="cpu")
+    rule = {"method": "slg", "layers": [1], "start": 0.35, "stop": 1.0}
+    mag = {"method": "magcache", "mag_ratios": [1.0] * 18, "retention": 0.1, "max_skip": 2}
+    spec = model.spec(num_steps=10, prompt="a cat", guidance=rule, cache=mag)
+    text, conditions = wanlab.encode_text(model, spec), wanlab.encode_conditions(model, spec)
+    _, ran = wanlab.stages.denoise_recorded(model, spec, text, conditions)
+    hits = {
+        key.split("/")[1]: [int(s) for s, hit in rows.items() if hit] for key, rows in ran["cache"]["hit_map"].items()
+    }
+    assert hits == {"cond": [0, 3, 6, 9], "uncond": [0, 3, 4, 7]}
+    assert wanlab.estimate(model, spec).computed_forwards == ran["cache"]["computed"] == 8

@@ -144,6 +144,8 @@ def test_max_abs_diff_and_flicker() -> None:
     assert metrics.flicker(still) == 0 == metrics.flicker(a[:1])
     ramp = np.stack([np.full((8, 8, 3), 3 * i, np.uint8) for i in range(5)])
     assert metrics.flicker(ramp) == 3
+    with pytest.raises(WanlabError, match="uint8 arrays, got float"):
+        metrics.flicker(ramp / 255)
 
 
 def test_clips_of_different_shape_are_refused() -> None:

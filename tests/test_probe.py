@@ -284,6 +284,17 @@ def test_runs_are_told_apart_and_start_afresh(wan: Model) -> None:
     assert not np.isnan(change[:, 1:]).any()
 
 
+def test_runs_of_two_experts_are_told_apart(models: Callable[[str], Model]) -> None:
+    model = models("wan_2")
+    with probe.record(model, "stack.out") as trace:
+        run(model)
+        run(model, seed=2)
+    out = trace.array("stack.out")
+    assert out.axes["run"] == (0, 1)
+    assert out.axes["expert"] == ("transformer", "transformer_2")
+    assert not np.array_equal(out[0], out[1], equal_nan=True)
+
+
 def test_windows_are_told_apart_and_start_afresh(wan: Model) -> None:
     spec = wan.resolve(wan.spec(prompt="a cat"))
     text, noise = wanlab.encode_text(wan, spec)["prompt"], wan.initial_noise(spec)

@@ -73,6 +73,20 @@ class Run:
         return found
 
     @cached_property
+    def begins(self) -> frozenset[tuple[int, str]]:
+        """(step, branch as the clock names it) of forwards that have nothing to reuse, whatever a method decides.
+
+        A branch's first one on an expert, and those that leave out other blocks than the one before.
+        """
+        found, skips = set(), dict[tuple[str, str], tuple[int, ...]]()
+        for step, expert, branch in self.forwards:
+            skipped = self.skip_blocks.get((step, branch.split("+")[0]), ())
+            if skips.get((expert, branch)) != skipped:
+                found.add((step, branch))
+            skips[expert, branch] = skipped
+        return frozenset(found)
+
+    @cached_property
     def split_step(self) -> int | None:
         """The first step of the second expert; None where one expert runs all steps."""
         other = [i for i, expert in enumerate(self.experts) if expert != self.experts[0]]

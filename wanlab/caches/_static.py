@@ -38,7 +38,10 @@ class MadeFor(Part):
 
 @dataclass(frozen=True)
 class Span:
-    """Consecutive steps in which one forward runs on one expert: between two of them a residual grows too old."""
+    """Consecutive steps in which one forward runs on one expert, with the same blocks.
+
+    Between two of them a residual grows too old, or other blocks gave it.
+    """
 
     name: str
     """The clock's name of the branch, "cond+uncond" where branches run as one."""
@@ -53,9 +56,9 @@ def spans(run: Run) -> list[Span]:
         steps.setdefault((name, expert), []).append(step)
     found = []
     for (name, expert), taken in steps.items():
-        for _, group in itertools.groupby(enumerate(taken), key=lambda pair: pair[1] - pair[0]):
-            part = [step for _, step in group]
-            found.append(Span(name, expert, range(part[0], part[-1] + 1)))
+        starts = [i for i in taken if i - 1 not in taken or (i, name) in run.begins]
+        ends = [i for i in taken if i + 1 not in taken or i + 1 in starts]
+        found += [Span(name, expert, range(start, end + 1)) for start, end in zip(starts, ends, strict=True)]
     return found
 
 

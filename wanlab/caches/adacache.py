@@ -61,8 +61,9 @@ class AdaCache(Cache):
     """Reuse the blocks' residual for as many steps as its rate of change at the last computed step allows.
 
     Rate: |r - r_before|_1 / |r_before|_1 over the interval that was planned before. The first branch of a step
-    decides, by all its samples, and the others follow; computed are also the first and the last two steps. One read on
-    the host a computed step. max_interval = 1 is exact.
+    decides, by all its samples, and the others follow, but for one that did not run when the first last computed, which
+    computes; computed are also the first and the last two steps. One read on the host a computed step. max_interval = 1
+    is exact.
     Source: arXiv:2411.02397; AdaCache-DiT/AdaCache 2c6d3ca, stdit3.py and configs/. There each block keeps what its
     attention and its cross attention with feed-forward add, and the rate is that of chosen blocks' temporal attention,
     averaged. Blocks here are of many kinds, so the whole stack's residual is kept (one tensor, and all blocks skipped,
@@ -102,7 +103,8 @@ class AdaCache(Cache):
         together, memory, outputs = self.together(ctx), self.memory(ctx), self.stack(ctx).outputs
         leads = together.numbers.get("step") != ctx.step
         planned = ctx.step < together.numbers.get("next", 0) and not _is_last(ctx.step, ctx.num_steps)
-        reuse = bool(memory.tensors) and (planned if leads else not together.numbers["computed"])
+        is_known = bool(memory.tensors) and memory.numbers["at"] >= together.numbers.get("at", 0)  # False: it was away
+        reuse = is_known and (planned if leads else not together.numbers["computed"])
         signal = None
         if reuse:
             after = streams.plus({name: memory.tensors[name] for name in outputs})
@@ -112,8 +114,10 @@ class AdaCache(Cache):
             if leads:
                 signal = self._plan(together, memory, residual[outputs[0]], streams.grid[0], ctx)
             memory.tensors |= residual
+            memory.numbers["at"] = ctx.step
         if leads:
             together.numbers |= {"step": ctx.step, "computed": not reuse}
+            together.numbers |= {} if reuse else {"at": ctx.step}
         self.did(ctx, 0.0 if reuse else 1.0, signal)
         return after
 

@@ -23,8 +23,9 @@ class EasyCache(Cache):
 
     Output v, latents x, c the last computed step: a step adds k * mean|x - x_before| / mean|v_c|, with k =
     mean|v_c - v_p| / mean|x_c - x_p| of the last two computed steps. Reuse gives x + (v_c - x_c). The first branch of a
-    step decides, by all its samples, and the others follow; state is of latent size. An expert's first two steps are
-    computed, since k needs both. One read on the host a step after the warm-up. threshold = 0 is exact.
+    step decides, by all its samples, and the others follow, but for one that did not run at c, which computes; state is
+    of latent size. An expert's first two steps are computed, since k needs both. One read on the host a step after the
+    warm-up. threshold = 0 is exact.
     Source: arXiv:2507.02860; H-EmbodVis/EasyCache 5127804, EasyCache4Wan2.1/easycache_generate.py.
     """
 
@@ -55,16 +56,19 @@ class EasyCache(Cache):
         return len(experts) * shared + sequences(run) * latent_bytes(run) + 4 * rates
 
     def around_forward(self, call: Callable[..., Tensor], latents: Tensor, ctx: StepContext, branch: Any) -> Tensor:
-        together, kept = self.together(ctx), self.memory(ctx).tensors
+        together, memory = self.together(ctx), self.memory(ctx)
+        kept = memory.tensors
         leads = together.numbers.get("step") != ctx.step
         error = self._error(together, first_branch(latents, ctx), ctx) if leads else None
         follows = not leads and not together.numbers["computed"]
-        reuse = "offset" in kept and (follows or (error is not None and error < self.options.threshold))
+        is_known = "offset" in kept and memory.numbers["at"] >= together.numbers.get("at", 0)  # False: it was away then
+        reuse = is_known and (follows or (error is not None and error < self.options.threshold))
         if reuse:
             velocity = (latents + kept["offset"]).to(together.tensors["velocity"].dtype)
         else:
             velocity = call(latents, ctx, branch)
             kept["offset"] = velocity - latents
+            memory.numbers["at"] = ctx.step
         if leads:
             self._note(together, first_branch(latents, ctx), first_branch(velocity, ctx), ctx, error if reuse else None)
         self.did(ctx, 0.0 if reuse else 1.0, error)
@@ -88,5 +92,6 @@ class EasyCache(Cache):
             if "velocity" in tensors:
                 tensors["k"] = mean_abs(velocity - tensors["velocity"]) / mean_abs(x - tensors["computed"])
             tensors |= {"computed": x.clone(), "velocity": velocity.clone()}
+            together.numbers["at"] = ctx.step
         tensors["last"] = x.clone()
         together.numbers |= {"step": ctx.step, "computed": error is None, "error": error or 0.0}

@@ -76,14 +76,11 @@ class TaylorSeer(PartCache):
         found, indices = [], Counter[tuple[str, str]]()
         last: dict[tuple[str, str], int] = {}
         known: Counter[tuple[str, str]] = Counter()
-        skips: dict[tuple[str, str], tuple[int, ...]] = {}
         for step, *names in run.forwards:
             key = (names[0], names[1])
-            skipped = run.skip_blocks.get((step, key[1].split("+")[0]), ())
-            if skips.get(key, skipped) != skipped:  # outputs of other blocks are forgotten
+            if (step, key[1]) in run.begins:  # outputs of other blocks are forgotten
                 known[key] = 0
-                del last[key]
-            skips[key] = skipped
+                last.pop(key, None)
             gap = step - last[key] if key in last else None
             is_due = self.due(_OUTPUT, indices[key], gap, run.sigmas[step])
             indices[key] += 1

@@ -16,6 +16,7 @@ from pydantic import Field, NonNegativeFloat, model_validator
 from torch import Tensor
 
 from wanlab.caches._cache import Cache
+from wanlab.caches._dynamic import change
 from wanlab.caches._run import Run
 from wanlab.caches._size import residual_bytes
 from wanlab.caches._static import Floats, MadeFor, Mask, Span, Static, joined, search, settings, unused, whole
@@ -283,12 +284,12 @@ class TeaCache(Static):
         memory.tensors["signal"] = now
         memory.numbers["change"] = 0.0
         if before is not None:
-            memory.numbers["change"] = ((now - before).abs().mean() / before.abs().mean()).item()
+            memory.numbers["change"] = float(change(now, before))
 
     def decide(self, ctx: StepContext) -> bool:
         run, memory = cast(Run, self._run), self.memory(ctx)
         own = run.steps_of(ctx.expert)
-        first = ctx.step - 1 not in memory.shares
+        first = ctx.step - 1 not in memory.shares or "sum" not in memory.numbers  # new, away since, or forgotten
         if first or self._forced(run, ctx.expert)[ctx.step - own[0]]:
             memory.numbers["sum"] = 0.0
             return True

@@ -78,7 +78,11 @@ def abs_diff(a: Array, b: Array) -> Array:
 
 
 def flicker(frames: Array) -> float:
-    """Mean absolute difference between neighbouring frames in 8-bit levels; 0 for a still clip and for an image."""
+    """Mean absolute difference between neighbouring frames in 8-bit levels; 0 for a still clip and for an image.
+
+    Raises WanlabError for what is no (T, H, W, 3) uint8.
+    """
+    check_pair(frames, frames)
     if len(frames) < 2:
         return 0.0
     return float(np.mean([np.mean(np.abs(y.astype(np.int16) - x)) for x, y in pairwise(frames)]))

@@ -125,13 +125,13 @@ class Recorder:
         """A new run starts where an earlier step, or the same forward, comes again."""
         last = self._ctx
         forward = (ctx.expert, ctx.branch, ctx.step, ctx.window)
-        if last is None or (last.expert, last.window) != (ctx.expert, ctx.window):
-            self._forget()
-        elif ctx.step < last.step or forward in self._forwards:
+        is_earlier = last is not None and last.window == ctx.window and ctx.step < last.step
+        if is_earlier or forward in self._forwards:
             self._run += 1
-            self._forget()
-        elif ctx.step != last.step:
             self._forwards.clear()
+            self._forget()
+        elif last is None or (last.expert, last.window) != (ctx.expert, ctx.window):
+            self._forget()
         self.trace.steps.add(ctx.step)
         self._forwards.add(forward)
         self._ctx = ctx
@@ -141,7 +141,6 @@ class Recorder:
     def _forget(self) -> None:
         """What the next forward is not to be compared with."""
         self._previous.clear()
-        self._forwards.clear()
         self._held = 0
 
     @property

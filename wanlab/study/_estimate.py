@@ -283,12 +283,11 @@ def _predicted(model: Model, spec: GenerationSpec, num_forwards: int) -> CachePr
     num_bytes, executor = caches.predict_bytes(model, spec), caches.prepared(model, spec)
     if not isinstance(executor, Fixed):
         return CachePrediction(num_bytes)
-    computed, begun, run = 0, set(), caches.Run.of(model, spec)
+    computed, run = 0, caches.Run.of(model, spec)
     for step, expert, branch in run.forwards:
         ctx = StepContext(step, run.num_steps, run.sigmas[step], expert=expert, branch=branch)
-        if executor.decide(ctx) or (expert, branch) not in begun:  # the first has nothing to reuse
+        if executor.decide(ctx) or (step, branch) in run.begins:
             computed += branch.count("+") + 1
-        begun.add((expert, branch))
     return CachePrediction(num_bytes, computed, num_forwards / computed)
 
 

@@ -97,10 +97,9 @@ def _of_spec(run: caches.Run) -> Strips:
         {n: cache.options.branch_masks.get(n, cache.options.mask) for n in rows} if isinstance(cache, Fixed) else None
     )
     known = planned or cache.forced(run) or {}
-    started: set[tuple[str, str]] = set()
-    for step, expert, name in run.forwards:
-        first, certain = (expert, name) not in started, known.get(name)
-        started.add((expert, name))
+    begins = run.begins if cache.level != "part" else ()  # what single modules gave outlives a change of blocks
+    for step, _, name in run.forwards:
+        first, certain = (step, name) in begins, known.get(name)
         if not first and not (certain is not None and certain[step]):
             rows[name][step] = UNDECIDED if planned is None else 0
     return Strips(run, rows)
