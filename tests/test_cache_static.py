@@ -337,7 +337,6 @@ def test_teacache_on_flux_looks_at_the_first_blocks_input(flux: Model) -> None:
         caches.check(flux, flux.spec(prompt="a", cache=tea(speedup=2.0)))
 
 
-@pytest.mark.skipif(not hasattr(Model, "workload"), reason="sizes of streams are not known yet")
 def test_state_is_predicted(flux: Model, wan: Model, wan2: Model) -> None:
     both = {"transformer": [0.1, 0.0], "transformer_2": [0.1, 0.0]}
     runs = [(flux, tea(coefficients=[1.0, 0.0])), (wan, mag()), (wan, tea()), (wan2, mag())]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -34,6 +35,18 @@ class Memory:
     """Step -> share of the blocks' work that was done, 0 to 1."""
     signals: dict[int, float] = field(default_factory=dict)
     """Step -> the number that was held against the threshold, for methods that have one."""
+    skips: tuple[int, ...] | None = None
+    """Blocks that the branch left out when it last ran; None before it did."""
+
+    def forget(self) -> None:
+        """Drop what could be reused; what was done stays known."""
+        self.tensors.clear()
+        self.numbers.clear()
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of its tensors."""
+        return sum(t.nbytes for t in self.tensors.values())
 
 
 @dataclass(frozen=True, repr=False)
@@ -52,7 +65,7 @@ class CacheReport:
     reused: int
     """Forwards in which something was reused."""
     state_bytes: int
-    """Bytes held at the end of the run, when they are the most."""
+    """Bytes that were held at the most."""
     ideal_speedup: float
     """Forwards over the sum of shares: what reuse that costs nothing would give."""
 
@@ -87,6 +100,7 @@ class Cache(abc.ABC):
         self._memories: dict[Key, Memory] = {}
         self._stacks: Mapping[str, Stack] = {}
         self._paused = False
+        self._peak = 0
 
     # What a method is
 
@@ -108,7 +122,11 @@ class Cache(abc.ABC):
 
     @abc.abstractmethod
     def predict(self, run: Run) -> int:
-        """Bytes of state that a run will hold at its end, from the model's configuration alone."""
+        """Bytes of state that a run of one expert will hold at its end, from the model's configuration alone."""
+
+    def predict_most(self, run: Run) -> int:
+        """Bytes of state that a run will hold at the most: an expert's are given back when the next one begins."""
+        return max(self.predict(run.only(expert)) for expert in dict.fromkeys(run.experts))
 
     def decide(self, ctx: StepContext) -> bool:
         """Whether to run the blocks at this forward."""
@@ -188,12 +206,11 @@ class Cache(abc.ABC):
         return handle
 
     def _wrap(self, stack: Stack, handles: list[Handle]) -> None:
-        if self.level == "stack":
-            handles.append(stack.site.wrap(self._around_stack, "cache"))
-            return
-        assert self.level in ("forward", "part"), self.level
+        assert self.level in ("stack", "forward", "part"), self.level
         assert stack.forward is not None, "a model's stack"
         handles.append(stack.forward.wrap(self._around_forward, "cache"))
+        if self.level == "stack":
+            handles.append(stack.site.wrap(self._around_stack, "cache"))
         for entry in stack if self.level == "part" else ():
             handles += [entry.parts[name].wrap(self._part(entry, name), "cache") for name in self.parts(entry)]
 
@@ -205,7 +222,21 @@ class Cache(abc.ABC):
         again = ctx.step in self.memory(ctx).shares or (last is not None and _same_forward(last, ctx))
         if again or (last is not None and ctx.step < last.step):
             self.reset()
+        self._leave_experts(ctx.expert)
         self._ctx = ctx
+
+    def _leave_experts(self, present: str) -> None:
+        """Noise only falls, so an expert that was left does not come back: its tensors are given back."""
+        for memory in [m for key, m in self._memories.items() if key[0] != present and m.tensors]:
+            self._forget(memory)
+
+    def _forget(self, memory: Memory) -> None:
+        self._peak = max(self._peak, self._held)
+        memory.forget()
+
+    @property
+    def _held(self) -> int:
+        return sum(memory.num_bytes for memory in self._memories.values())
 
     def _around_stack(
         self, call: Callable[..., Streams], streams: Streams, start: int = 0, stop: int | None = None
@@ -217,7 +248,15 @@ class Cache(abc.ABC):
     def _around_forward(self, call: Callable[..., Tensor], latents: Tensor, ctx: StepContext, branch: Any) -> Tensor:
         if self._paused:
             return call(latents, ctx, branch)
+        if self.level != "part":  # which keeps each block's outputs apart
+            self._note_skips(self.memory(ctx), branch.skip_blocks)
         return self.around_forward(call, latents, ctx, branch)
+
+    def _note_skips(self, memory: Memory, skips: tuple[int, ...]) -> None:
+        """What other blocks gave is not reused: a branch that leaves out others than before starts anew."""
+        if memory.skips not in (None, skips):
+            self._forget(memory)
+        memory.skips = skips
 
     def _part(self, entry: Entry, name: str) -> Callable[..., Any]:
         def around(call: Callable[..., Any], *args: Any, **kw: Any) -> Any:
@@ -239,12 +278,13 @@ class Cache(abc.ABC):
     def reset(self) -> None:
         """Forget everything."""
         self._memories.clear()
+        self._peak = 0
 
     def report(self) -> CacheReport:
-        """Hit map, counts, bytes of state now held, ideal speed-up."""
+        """Hit map, counts, bytes of state, ideal speed-up."""
         memories = {_path(key): m for key, m in self._memories.items() if m.shares}
         shares = [share for m in memories.values() for share in m.shares.values()]
-        computed = sum(share >= 1 for share in shares)
+        computed, done = sum(share >= 1 for share in shares), math.fsum(shares)
         return CacheReport(
             method=self.method,
             hit_map={key: {step: share >= 1 for step, share in m.shares.items()} for key, m in memories.items()},
@@ -252,15 +292,17 @@ class Cache(abc.ABC):
             signals={key: dict(m.signals) for key, m in memories.items() if m.signals},
             computed=computed,
             reused=len(shares) - computed,
-            state_bytes=sum(t.nbytes for m in self._memories.values() for t in m.tensors.values()),
-            ideal_speedup=len(shares) / sum(shares) if sum(shares) else 1.0,
+            state_bytes=max(self._peak, self._held),
+            ideal_speedup=len(shares) / done if done else 1.0,
         )
 
     def state(self) -> dict[str, Tensor]:
         """All state as named tensors, which safetensors can store: tensors, numbers, rows (step, share or signal)."""
-        found: dict[str, Tensor] = {}
+        found: dict[str, Tensor] = {"peak": torch.tensor(self._peak)}
         for key, memory in self._memories.items():
             path = _path(key)
+            if memory.skips is not None:
+                found[f"skips/{path}"] = torch.tensor(memory.skips, dtype=torch.int64)
             found |= {f"tensors/{path}/{name}": value for name, value in memory.tensors.items()}
             found |= {f"numbers/{path}/{name}": _float64(value) for name, value in memory.numbers.items()}
             for what in ("shares", "signals"):
@@ -272,13 +314,18 @@ class Cache(abc.ABC):
         """Take the state that `state` gave; the next forward goes on from there, at whatever step."""
         self.reset()
         self._ctx = None
+        self._peak = int(tensors["peak"])
         for path, value in tensors.items():
+            if path == "peak":
+                continue
             what, expert, branch, window, *rest = path.split("/")
             memory = self._memories.setdefault((expert, branch, int(window)), Memory())
             if what == "tensors":
                 memory.tensors["/".join(rest)] = value
             elif what == "numbers":
                 memory.numbers["/".join(rest)] = float(value)
+            elif what == "skips":
+                memory.skips = tuple(value.tolist())
             else:
                 getattr(memory, what).update({int(step): number for step, number in value.tolist()})
 

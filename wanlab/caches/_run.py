@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -65,11 +65,30 @@ class Run:
             found += [(step, expert, name) for name in (["+".join(names)] if together else names)]
         return found
 
+    def by_branch(self, values: Iterable[bool]) -> dict[str, list[bool]]:
+        """A value for each of `forwards` as rows of steps by branch; True where a branch does not run."""
+        found: dict[str, list[bool]] = {}
+        for (step, _, branch), value in zip(self.forwards, values, strict=True):
+            found.setdefault(branch, [True] * self.num_steps)[step] = value
+        return found
+
     @cached_property
     def split_step(self) -> int | None:
         """The first step of the second expert; None where one expert runs all steps."""
         other = [i for i, expert in enumerate(self.experts) if expert != self.experts[0]]
         return other[0] if other else None
+
+    def only(self, expert: str) -> Run:
+        """The steps of one expert as a run of their own."""
+        steps = self.steps_of(expert)
+        skipped = {(steps.index(step), name): b for (step, name), b in self.skip_blocks.items() if step in steps}
+        return replace(
+            self,
+            sigmas=(*(self.sigmas[step] for step in steps), self.sigmas[steps[-1] + 1]),
+            experts=(expert,) * len(steps),
+            branches=tuple(self.branches[step] for step in steps),
+            skip_blocks=skipped,
+        )
 
     def steps_of(self, expert: str) -> list[int]:
         """The steps of an expert."""

@@ -12,8 +12,9 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from wanlab.caches._cache import Memory
-from wanlab.caches._parts import PartCache, by_branch, output_numbers
+from wanlab.caches._parts import PartCache
 from wanlab.caches._run import Run
+from wanlab.caches._size import latent_bytes
 from wanlab.registry import CACHES
 from wanlab.sites import Branch, StepContext
 from wanlab.spec import Part
@@ -68,28 +69,40 @@ class TaylorSeer(PartCache):
     def forced(self, run: Run) -> Mapping[str, list[bool]] | None:
         if self.options.modules == "all":
             return super().forced(run)
-        return by_branch(run, (is_due for _, _, is_due in self._outputs(run)))
+        return run.by_branch(known > 0 for _, _, known in self._outputs(run))
 
-    def _outputs(self, run: Run) -> list[tuple[str, str, bool]]:
-        """(expert, branch, whether it is computed) of every forward's output."""
-        found, indices, last = [], Counter[tuple[str, str]](), dict[tuple[str, str], int]()
-        for step, *key in run.forwards:
-            expert, branch = key
-            gap = step - last[expert, branch] if (expert, branch) in last else None
-            is_due = self.due(_OUTPUT, indices[expert, branch], gap, run.sigmas[step])
-            indices[expert, branch] += 1
+    def _outputs(self, run: Run) -> list[tuple[str, str, int]]:
+        """(expert, branch, how many computed outputs the branch then knows, 0 where it reuses) of every forward."""
+        found, indices = [], Counter[tuple[str, str]]()
+        last: dict[tuple[str, str], int] = {}
+        known: Counter[tuple[str, str]] = Counter()
+        skips: dict[tuple[str, str], tuple[int, ...]] = {}
+        for step, *names in run.forwards:
+            key = (names[0], names[1])
+            skipped = run.skip_blocks.get((step, key[1].split("+")[0]), ())
+            if skips.get(key, skipped) != skipped:  # outputs of other blocks are forgotten
+                known[key] = 0
+                del last[key]
+            skips[key] = skipped
+            gap = step - last[key] if key in last else None
+            is_due = self.due(_OUTPUT, indices[key], gap, run.sigmas[step])
+            indices[key] += 1
             if is_due:
-                last[expert, branch] = step
-            found.append((expert, branch, is_due))
+                last[key] = step
+                known[key] += 1
+            found.append((*key, known[key] if is_due else 0))
         return found
 
     def predict(self, run: Run) -> int:
         return super().predict(run) if self.options.modules == "all" else self._output_bytes(run)
 
     def _output_bytes(self, run: Run) -> int:
-        computed = Counter((expert, branch) for expert, branch, is_due in self._outputs(run) if is_due)
-        held = sum(self.num_kept(n) * (branch.count("+") + 1) for (_, branch), n in computed.items())
-        return held * output_numbers(run) * self._itemsize(run)
+        held, most = dict[tuple[str, str], int](), 0
+        for expert, branch, known in self._outputs(run):
+            if known:
+                held[expert, branch] = self.num_kept(known) * (branch.count("+") + 1)
+                most = max(most, sum(held.values()))
+        return most * latent_bytes(run, self._itemsize(run))
 
     def num_kept(self, computed: int) -> int:
         return min(self.options.max_order + 1, computed)
@@ -108,7 +121,7 @@ class TaylorSeer(PartCache):
             self.did(ctx, 0.0)
             return self.recall(memory, _OUTPUT, gap)[0]
         velocity = call(latents, ctx, branch)
-        self.keep(memory, _OUTPUT, (velocity,), gap)
+        self.keep(memory, _OUTPUT, (velocity.contiguous(),), gap)  # a slice would hold the frames that were cut off
         memory.numbers[_OUTPUT] = ctx.step
         self.did(ctx, 1.0)
         return velocity
