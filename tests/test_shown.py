@@ -12,8 +12,6 @@ import torch
 
 import wanlab
 from wanlab.caches import Cache, CacheReport, Run
-from wanlab.caches._dynamic import check_reuse, in_all_branches
-from wanlab.errors import WanlabError
 from wanlab.metrics import Drift, drift
 from wanlab.models import Model
 from wanlab.registry import CACHES
@@ -43,15 +41,6 @@ def test_every_method_has_a_plan_of_whole_rows(model: Model, method: str) -> Non
     cache: Cache = CACHES.get(method)(spec.cache.bind())
     forced = cache.forced(Run.of(model, model.resolve(spec)))
     assert forced is None or {len(row) for row in forced.values()} == {20}
-
-
-def test_forced_rows_are_for_every_branch(model: Model) -> None:
-    run = Run.of(model, model.resolve(model.spec(num_steps=3)))
-    rows = in_all_branches(run, [True, False, True])
-    assert rows == {"cond": [True, False, True], "uncond": [True, False, True]}
-    check_reuse("x", rows, "remedy")
-    with pytest.raises(WanlabError, match="each of these 3 steps"):
-        check_reuse("x", in_all_branches(run, [True] * 3), "remedy")
 
 
 def test_figures_show_where_pyplot_was_never_imported() -> None:
