@@ -48,7 +48,9 @@ class Split(Weighed):
                 raise WanlabError(
                     f"{self.method} always runs the first {self.num_first} and the last {self.num_last} blocks, and "
                     f"{expert} has {num_blocks}: nothing is left to reuse",
-                    remedy="Always run fewer blocks, or set cache to none",
+                    remedy="Give num_first and num_last that are fewer together, e.g. num_first=1"
+                    if "num_first" in type(self.options).model_fields
+                    else "Set cache to none",
                 )
 
     def around_forward(self, call: Callable[..., Tensor], latents: Tensor, ctx: StepContext, branch: Branch) -> Tensor:
