@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from types import SimpleNamespace
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -35,6 +34,8 @@ class Loop:
         self.noise = model.initial_noise(self.spec)
         self.ran: dict[tuple[str, int], set[int]] = defaultdict(set)
         """(branch, step) -> the entries of the stack whose linear layers all ran."""
+        self.partly: dict[tuple[str, int], set[int]] = defaultdict(set)
+        """The same for entries of whose linear layers only some ran."""
 
     @functools.cached_property
     def plain(self) -> Tensor:
@@ -65,24 +66,22 @@ class Loop:
     def forward(self, latents: Tensor, ctx: StepContext) -> Tensor:
         text = {"cond": lambda v: v, "uncond": lambda v: v.flip(-1), "skip": lambda v: v.roll(3, -1)}[ctx.branch]
         texts = {k: text(v) for k, v in self.text.items()}
-        calls: dict[int, int] = defaultdict(int)
+        calls: dict[int, set[str]] = defaultdict(set)
 
-        def count(entry: int) -> Callable[..., None]:
-            def called(*_: Any) -> None:
-                calls[entry] += 1
-
-            return called
+        def count(entry: int, name: str) -> Callable[..., None]:
+            return lambda *_: calls[entry].add(name)
 
         stack = self.model.stacks[ctx.expert]
-        hooks = [s.module.register_forward_hook(count(i)) for i, e in enumerate(stack) for s in e.linears.values()]
+        linears = [(i, name, site.module) for i, e in enumerate(stack) for name, site in e.linears.items()]
+        hooks = [module.register_forward_hook(count(i, name)) for i, name, module in linears]
         try:
             self.model.begin(ctx)
             return self.model.velocity(latents, ctx, Branch(ctx.branch, texts, self.conditions, guidance=3.5))
         finally:
             for hook in hooks:
                 hook.remove()
-            assert all(calls[i] % len(stack[i].linears) == 0 for i in calls)
-            self.ran[ctx.branch, ctx.step] = {i for i, n in calls.items() if n}
+            at, whole = (ctx.branch, ctx.step), {i for i, names in calls.items() if len(names) == len(stack[i].linears)}
+            self.ran[at], self.partly[at] = whole, set(calls) - whole
 
 
 class Stop(Exception):
@@ -98,20 +97,7 @@ def shares(cache: Cache, branch: str = "cond") -> list[float]:
     return [found[step] for step in sorted(found)]
 
 
-def workload(model: Model, conditions: Conditions = NO_CONDITIONS) -> Any:
-    """A stand-in for `model.workload` that looks at real streams."""
-
-    def look(spec: Any) -> Any:
-        loop = Loop(model, conditions)
-        ctx = loop.clock(model.initial_noise(spec), 0)
-        model.begin(ctx)
-        stack = model.stacks[ctx.expert]
-        before = model.embed(model.initial_noise(spec), ctx, Branch("cond", loop.text, conditions, guidance=3.5))
-        after = stack.run(before)
-        return SimpleNamespace(
-            tokens={name: x.shape[1:] for name, x in before.tokens.items()},
-            changed=tuple(name for name, x in after.tokens.items() if x is not before.tokens[name]),
-            entries=[SimpleNamespace(kind=entry.kind, name=entry.name) for entry in stack],
-        )
-
-    return torch.no_grad()(look)
+def share_of(loop: Loop, ran: Collection[int], expert: str = "transformer") -> float:
+    """The share of operations that running these entries of the stack takes."""
+    totals = [entry.total for entry in loop.model.workload(loop.spec, expert=expert).entries]
+    return sum(totals[i] for i in ran) / sum(totals)

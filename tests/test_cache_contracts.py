@@ -12,14 +12,15 @@ import torch
 from safetensors.torch import load, save
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.cache_loop import STEPS, Loop, Stop, shares, workload
+from tests.cache_loop import STEPS, Loop, Stop, share_of, shares
 from tests.tiny import tiny_flux, tiny_wan
 from wanlab import caches, models, stages
 from wanlab.caches import Cache, Run
-from wanlab.caches._dynamic import share_of
+from wanlab.caches.fixed import Fixed
 from wanlab.errors import WanlabError
 from wanlab.models import Model
 from wanlab.registry import CACHES
+from wanlab.study._plan import plan_strips
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,22 @@ class Case:
     too_few: dict[str, Any] = field(default_factory=dict)
     """Settings with which it could reuse nothing, besides `options`."""
     flux: dict[str, Any] = field(default_factory=dict)
+    content: bool = False
+    """Whether it judges Flux by content: it waits once a forward, and runs the first block's modulation to look."""
     """Options that differ for the tiny Flux, whose residuals change by more."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}-{self.options['modules']}" if "modules" in self.options else self.method
 
     def of(self, model: Model) -> dict[str, Any]:
         """The part `cache` of a spec of the model."""
         return {"method": self.method, **self.options, **(self.flux if model.family == "flux" else {})}
 
 
+RATIOS = [1.0 + 0.01 * (-1) ** i for i in range(2 * (STEPS - 1))]
+TEA = {"coefficients": {"transformer": [0.1, 0.0], "transformer_2": [0.1, 0.0]}, "threshold": 0.2}
+TEA_FLUX = {"coefficients": [1.0, 0.0], "threshold": 0.3}
 CASES = [
     Case("easycache", {"threshold": 0.6, "warmup_steps": 2}, {"threshold": 0.0}, "step", {"num_steps": 3}),
     Case("first_block", {"threshold": 0.015}, {"threshold": 0.0}, "forward", {"num_steps": 1}, {"threshold": 0.1}),
@@ -54,13 +64,18 @@ CASES = [
     ),
     Case("adacache", {}, {"max_interval": 1}, "step", {"num_steps": 4}),
     Case("seacache", {"threshold": 0.6}, {"threshold": 0.0}, "step", {"num_steps": 2}),
+    Case("magcache", {"mag_ratios": RATIOS, "retention": 0.0}, {"threshold": 0.0}, too_few={"num_steps": 1}),
+    Case("teacache", TEA, {"threshold": 0.0}, too_few={"num_steps": 2}, flux=TEA_FLUX, content=True),
+    Case("taylorseer", {"interval": 3, "modules": "last_block"}, {"interval": 1}),
+    Case("taylorseer", {"interval": 3, "modules": "all"}, {"interval": 1}),
+    Case("pab", {"self_range": 2, "cross_range": 3, "start": 350, "stop": 1000}, {"self_range": 1, "cross_range": 1}),
 ]
 
 
-@pytest.fixture(scope="module", params=["wan", "wan2", "flux"])
+@pytest.fixture(scope="module", params=["wan2", "flux"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
     folder = tmp_path_factory.mktemp(request.param)
-    definition = tiny_flux(folder)[1] if request.param == "flux" else tiny_wan(folder, 1 + (request.param == "wan2"))[1]
+    definition = tiny_flux(folder)[1] if request.param == "flux" else tiny_wan(folder, 2)[1]
     return models.load(definition, device="cpu")
 
 
@@ -77,25 +92,26 @@ class Once:
     latents: list[torch.Tensor]
     saved: list[bytes]
     ran: dict[tuple[str, int], set[int]]
+    partly: dict[tuple[str, int], set[int]]
 
 
 @pytest.fixture(scope="module")
 def once(loop: Loop) -> Callable[[Case], Once]:
     @functools.cache
-    def run(method: str) -> Once:
-        case = next(case for case in CASES if case.method == method)
+    def run(name: str) -> Once:
+        case = next(case for case in CASES if case.name == name)
         cache = make(case, loop.model)
         saved, latents = [], [loop.noise]
         with cache.attach(loop.model):
             for step in range(STEPS):
                 latents.append(loop.run(latents[-1], step, step + 1))
                 saved.append(save(cache.state()))
-        return Once(cache, latents, saved, dict(loop.ran))
+        return Once(cache, latents, saved, dict(loop.ran), dict(loop.partly))
 
-    return lambda case: run(case.method)
+    return lambda case: run(case.name)
 
 
-@pytest.fixture(params=CASES, ids=lambda case: case.method)
+@pytest.fixture(params=CASES, ids=lambda case: case.name)
 def case(request: pytest.FixtureRequest) -> Case:
     return request.param
 
@@ -118,8 +134,9 @@ def test_the_exact_setting_is_exact(loop: Loop, case: Case) -> None:
 
 def test_shares_are_the_work_that_ran(loop: Loop, case: Case, once: Callable[[Case], Once]) -> None:
     """By every forward's calls of linear layers; and something is reused, something computed."""
-    cache, ran = once(case).cache, once(case).ran
+    cache, ran, partly = once(case).cache, once(case).ran, once(case).partly
     report = cache.report()
+    looked_at = {0} if case.content and loop.model.family == "flux" else set()
     assert report.reused
     assert any(share == 1 for steps in report.shares.values() for step, share in steps.items() if step > min(steps))
     assert sum(map(len, report.shares.values())) == 2 * STEPS
@@ -131,7 +148,8 @@ def test_shares_are_the_work_that_ran(loop: Loop, case: Case, once: Callable[[Ca
             if cache.level == "part":
                 assert (share == 1) == (ran[branch, step] == set(range(len(stack))))
             else:
-                assert share == share_of(stack, ran[branch, step]), (key, step)
+                assert share == share_of(loop, ran[branch, step], expert), (key, step)
+                assert partly[branch, step] <= looked_at, "a block runs whole or not at all"
             assert report.hit_map[key][step] == (share == 1)
     total = sum(share for steps in report.shares.values() for share in steps.values())
     assert report.ideal_speedup == pytest.approx(2 * STEPS / total)
@@ -203,11 +221,12 @@ def test_one_read_on_the_host_at_most(loop: Loop, case: Case) -> None:
             self.count += func is torch.ops.aten._local_scalar_dense.default
             return func(*args, **(kwargs or {}))
 
+    reads = "forward" if case.content and loop.model.family == "flux" else case.reads
     with Reads() as plain:
         loop.run(loop.noise)
     with make(case, loop.model).attach(loop.model), Reads() as cached:
         loop.run(loop.noise)
-    assert cached.count - plain.count <= {"none": 0, "step": STEPS, "forward": 2 * STEPS}[case.reads]
+    assert cached.count - plain.count <= {"none": 0, "step": STEPS, "forward": 2 * STEPS}[reads]
 
 
 def test_branches_come_and_go(loop: Loop, case: Case) -> None:
@@ -245,13 +264,11 @@ def test_two_equal_samples_are_judged_as_one(loop: Loop, case: Case, once: Calla
     ],
     ids=["cfg", "batched", "interval", "slg"],
 )
-def test_bytes_are_predicted(loop: Loop, case: Case, changes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_are_predicted(loop: Loop, case: Case, changes: Any) -> None:
     """From the configuration, equal to what the run of a spec holds at its end."""
     model = loop.model
-    if changes and (model.family == "flux" or len(model.stacks) > 1):
-        pytest.skip("Flux here has guidance inside and one branch, and one Wan is enough")
-    if not hasattr(model, "workload"):
-        monkeypatch.setattr(model, "workload", workload(model), raising=False)
+    if changes and model.family == "flux":
+        pytest.skip("Flux here has guidance inside and one branch")
     spec = model.spec(prompt="a cat", num_steps=STEPS, cache=case.of(model), **changes)
     text, conditions = stages.encode_text(model, spec), stages.encode_conditions(model, spec)
     _, ran = stages.denoise_recorded(model, spec, text, conditions)
@@ -260,23 +277,33 @@ def test_bytes_are_predicted(loop: Loop, case: Case, changes: Any, monkeypatch: 
 
 def test_forced_steps_are_computed(loop: Loop, case: Case, once: Callable[[Case], Once]) -> None:
     cache = once(case).cache
-    forced = getattr(cache, "forced", lambda run: None)(Run.of(loop.model, loop.spec))
+    run = Run.of(loop.model, loop.spec)
+    forced = cache.forced(run)
     if forced is None:
-        pytest.skip("A method without forced steps")
-    assert len(forced) == STEPS
-    assert not all(forced)
-    for branch in ("cond", "uncond"):
-        found = shares(cache, branch)
-        assert all(share == 1 for share, must in zip(found, forced, strict=True) if must)
+        assert isinstance(cache, Fixed), "what executes a plan has nothing left to say"
+        return
+    assert tuple(forced) == run.branch_names
+    for branch, steps in forced.items():
+        assert not all(steps)
+        assert all(share == 1 for share, must in zip(shares(cache, branch), steps, strict=True) if must)
+
+
+def test_the_plan_is_drawn_before_the_run(model: Model, case: Case) -> None:
+    spec = model.spec(num_steps=STEPS, cache=case.of(model))
+    strips = plan_strips(spec, model)
+    assert tuple(strips.shares) == Run.of(model, spec).branch_names
+    assert all(row[0] == 1 and row.min() < 1 for row in strips.shares.values())
 
 
 def test_too_few_steps_are_refused(model: Model, case: Case) -> None:
     if not case.too_few:
         pytest.skip("A method that may reuse any step")
     spec = model.spec(cache=case.of(model), **case.too_few)
-    with pytest.raises(WanlabError, match="reuse"):
+    with pytest.raises(WanlabError, match=r"these \d steps"):
         caches.check(model, spec)
 
 
 def test_every_method_is_here() -> None:
-    assert {name for name in CACHES.names() if name != "fixed"} == {case.method for case in CASES}
+    """Those of the package; tests of other files may have registered more."""
+    names = {name for name in CACHES.names() if CACHES.get(name).__module__.startswith("wanlab.")}
+    assert names - {"fixed"} == {case.method for case in CASES}

@@ -10,11 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.cache_loop import STEPS, Loop, shares
+from tests.cache_loop import STEPS, Loop, share_of, shares
 from tests.tiny import tiny_wan
 from wanlab import caches, models
 from wanlab.caches import Cache
-from wanlab.caches._dynamic import share_of
 from wanlab.caches.adacache import CODEBOOKS, Codebook
 from wanlab.caches.seacache import sea_filter
 from wanlab.sites import Branch
@@ -77,7 +76,7 @@ def test_first_block_equals_diffusers(folder: tuple[Path, Any], loop: Loop, thre
     assert close(latents, expected)
     assert all(hits["cond"]) == (threshold == 0)
     assert any(hits["cond"][1:]) == (threshold < 1)
-    quarter = share_of(loop.model.stacks["transformer"], {0})
+    quarter = share_of(loop, {0})
     assert set(shares(cache)) <= {quarter, 1.0}
 
 

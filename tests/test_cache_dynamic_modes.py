@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from tests.cache_loop import STEPS, Loop, shares, workload
+from tests.cache_loop import STEPS, Loop, shares
 from tests.tiny import tiny_flux, tiny_wan
 from tests.tiny_relatives import FACE, tiny_animate, tiny_skyreels
 from tests.tiny_video import film, frames_of, picture, tiny_vace
 from wanlab import caches, models, stages
+from wanlab.caches.first_block import FirstBlock
 from wanlab.errors import WanlabError
 from wanlab.models import Model
 
@@ -109,15 +110,11 @@ def test_reuse_on_the_same_input_gives_the_same_output(relative: Loop, method: s
 
 @pytest.mark.parametrize("num_first", [1, 2])
 @pytest.mark.parametrize("num_last", [0, 1, 2])
-def test_bytes_of_a_part_of_the_stack(
-    relative: Loop, num_first: int, num_last: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bytes_of_a_part_of_the_stack(relative: Loop, num_first: int, num_last: int) -> None:
     """A control stream is kept only where the middle has a hint block."""
     if num_first + num_last == 4:
         pytest.skip("Nothing is left to reuse")
     model = relative.model
-    if not hasattr(model, "workload"):
-        monkeypatch.setattr(model, "workload", workload(model, relative.conditions), raising=False)
     options = {"num_first": num_first, "num_last": num_last, "warmup_steps": 2, "calibrator": "taylorseer"}
     spec = relative.spec.with_(cache={"method": "dbcache", "threshold": 1.0, **options})
     cache = caches.prepared(model, spec)
@@ -127,6 +124,30 @@ def test_bytes_of_a_part_of_the_stack(
     one = caches.predict_bytes(model, spec)
     branches = len(caches.Run.of(model, spec).branch_names)
     assert cache.report().state_bytes * branches == one
+
+
+def test_shares_leave_out_what_guidance_skips(wan: Model) -> None:
+    """A block that a branch leaves out is in neither sum, and a block weighs by its operations."""
+    guidance = {"method": "slg", "layers": [2], "start": 0.25, "stop": 0.75}
+    cache = {"method": "dbcache", "threshold": 1.0, "num_first": 1, "num_last": 1, "warmup_steps": 1}
+    spec = wan.spec(prompt="a cat", num_steps=STEPS, guidance=guidance, cache=cache)
+    text, conditions = stages.encode_text(wan, spec), stages.encode_conditions(wan, spec)
+    _, ran = stages.denoise_recorded(wan, spec, text, conditions)
+    first, second, third, last = (entry.total for entry in wan.workload(spec).entries)
+    found = {name.split("/")[1]: list(steps.values()) for name, steps in ran["cache"]["shares"].items()}
+    reused = (first + last) / (first + second + third + last)
+    without = (first + last) / (first + second + last)
+    assert found["cond"] == [1.0] + 7 * [reused]
+    assert found["uncond"] == [1.0, reused, 1.0, without, without, without, 1.0, reused]
+
+
+def test_without_a_run_shares_are_of_the_default_settings(relative: Loop) -> None:
+    cache = FirstBlock(FirstBlock.Options(threshold=1e9))
+    with cache.attach(relative.model):
+        relative.run(relative.noise, stop=2)
+    totals = [entry.total for entry in relative.model.workload(relative.model.default_spec).entries]
+    first = relative.model.stacks["transformer"].cut(1)
+    assert shares(cache) == [1.0, sum(totals[:first]) / sum(totals)]
 
 
 def test_frames_beside_the_latents_are_not_kept(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -363,7 +363,6 @@ def test_teacache_sums_halves_in_float32(flux: Model, dtype: torch.dtype, monkey
     assert found == pytest.approx(float(moved), rel=1e-5)
 
 
-@pytest.mark.skipif(not hasattr(Model, "workload"), reason="sizes of streams are not known yet")
 def test_state_is_predicted(flux: Model, wan: Model, wan2: Model) -> None:
     both = {"transformer": [0.1, 0.0], "transformer_2": [0.1, 0.0]}
     runs = [(flux, tea(coefficients=[1.0, 0.0])), (wan, mag()), (wan, tea()), (wan2, mag())]

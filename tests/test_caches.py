@@ -190,6 +190,8 @@ def test_spec_options_are_checked(model: Model) -> None:
 
 def test_branch_masks_name_the_branches_of_the_run(model: Model) -> None:
     """Wrong names and batched branches are refused before the run, without loading weights."""
+    if model.family == "flux":
+        pytest.skip("Flux here has guidance inside and one branch")
 
     def run(branch: str, **changes: Any) -> Any:
         masks = {"method": "fixed", "mask": [True, True], "branch_masks": {branch: [True, False]}}

@@ -18,12 +18,14 @@ from PIL import Image
 
 import wanlab
 from wanlab import catalog
+from wanlab.caches._static import Static
 from wanlab.cli import main
-from wanlab.cli._models import details
+from wanlab.cli._models import _CACHES, details
 from wanlab.cli._progress import ProgressLine, bar
 from wanlab.cli._settings import read_settings, request
 from wanlab.errors import WanlabError
 from wanlab.files import resource
+from wanlab.registry import CACHES
 from wanlab.runs import RunRecord, write_run
 from wanlab.watch import Progress
 
@@ -384,6 +386,27 @@ def test_the_page_of_a_model_says_what_it_takes_and_the_two_ways_to_its_files(
         takes = details(name)["takes"]
         assert takes[0] == "text (prompt)"
         assert all("(" in words for words in takes), "every mode has words"
+
+
+def test_the_page_of_a_model_says_which_caches_have_constants_for_it(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, words in (
+        ("wan_t2v_1_3b", "magcache, teacache"),
+        ("wan22_t2v_a14b", "magcache"),
+        ("wan_t2v_14b_fusionix", "magcache (measured on wan_t2v_14b), teacache (measured on wan_t2v_14b)"),
+        ("vace_14b", "magcache, teacache (measured on wan_t2v_14b)"),
+        ("phantom_1_3b", "teacache (measured on wan_t2v_1_3b)"),
+        ("vace_14b_2_2", "none"),
+    ):
+        assert main(["models", name]) == 0
+        lines = [line.split(None, 2) for line in capsys.readouterr().out.splitlines()]
+        assert [line[2] for line in lines if line[:2] == ["cache", "constants"]] == [words], name
+    assert details("wan_t2v_1_3b")["caches"] == {"magcache": "wan_t2v_1_3b", "teacache": "wan_t2v_1_3b"}
+
+
+def test_every_cache_that_needs_constants_is_looked_for() -> None:
+    """The page knows them by a table, since asking the caches imports torch."""
+    methods = {name: CACHES.get(name) for name in CACHES.names()}
+    assert {method.key: name for name, method in methods.items() if issubclass(method, Static)} == _CACHES
 
 
 def test_the_page_of_a_users_model_names_its_file(capsys: pytest.CaptureFixture[str]) -> None:

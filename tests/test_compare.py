@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,15 +15,22 @@ from PIL import ImageFont
 import wanlab
 from tests.tiny import tiny_wan
 from wanlab import metrics
+from wanlab.errors import WanlabError
+from wanlab.models import Model
+from wanlab.study._plan import plan_strips
 from wanlab.study.side_by_side import _wrap, composite
 
 SPEC = {"prompt": "a red fox", "num_steps": 2, "width": 48, "height": 32, "num_frames": 5, "seed": 1}
 
 
 @pytest.fixture(scope="module")
-def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     _, definition = tiny_wan(tmp_path_factory.mktemp("wan"))
-    model = wanlab.load(definition, device="cpu")
+    return wanlab.load(definition, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def clips(model: Model) -> list[Any]:
     first = wanlab.generate(model, **SPEC)
     return [
         first,
@@ -57,6 +67,44 @@ def test_skipped_forwards_and_equal_clips(clips: list[Any]) -> None:
     assert rows[1]["skipped_forwards"] == 2  # one step of two branches
     assert rows[2]["psnr"] == float("inf")
     assert "equal" in wanlab.compare(clips[0], clips[3])._repr_html_()
+
+
+@pytest.mark.parametrize("report", [{}, {"computed": 2}])
+def test_a_report_that_is_silent(model: Model, clips: list[Any], report: dict[str, Any]) -> None:
+    ran = {**clips[2].record.resolved, "ran": {"cache": report}}
+    silent = wanlab.Result(clips[2].frames, None, clips[2].spec, clips[2].record.with_(resolved=ran))
+    assert silent.skipped_forwards is None
+    with_reused = {**ran, "ran": {"cache": {**report, "reused": 3}}}
+    assert replace(silent, record=silent.record.with_(resolved=with_reused)).skipped_forwards == 3
+    with pytest.raises(WanlabError, match="does not say in which steps"):
+        plan_strips(silent, model)
+
+
+def test_a_run_of_before_the_shares(model: Model, clips: list[Any], tmp_path: Path) -> None:
+    """What schema 1 wrote of a cache when there was one, `fixed`: it opens, shows, compares, and its plan is drawn."""
+    report = {
+        "hit_map": {f"transformer/{name}/-1": {"0": True, "1": False} for name in ("cond", "uncond")},
+        "computed": 2,
+        "reused": 2,
+        "state_bytes": 1024,
+        "ideal_speedup": 2.0,
+    }
+    folder = clips[2].save(tmp_path / "old")
+    record = json.loads((folder / "run.json").read_text())
+    for spec in (record["spec"], record["resolved"]["spec"]):
+        spec["cache"] = {"method": "fixed", "options": {"mask": [True, False]}}
+    record["resolved"]["ran"]["cache"] = report
+    (folder / "run.json").write_text(json.dumps(record))
+    old = wanlab.open_result(folder)
+    assert old.skipped_forwards == 2
+    assert old.ran["cache"] == report
+    for page in (old.show(embed=True).page, wanlab.compare(clips[0], old)._repr_html_()):
+        assert "fixed" in page
+    row = wanlab.compare(clips[0], old).sheet.iloc[1]
+    assert tuple(row[["skipped_forwards", "hit_rate", "ideal_speedup", "state_bytes"]]) == (2, 0.5, 2.0, 1024)
+    strips = plan_strips(old, model)
+    assert {name: shares.tolist() for name, shares in strips.shares.items()} == {"cond": [1, 0], "uncond": [1, 0]}
+    assert strips.signals == {}
 
 
 def test_display_is_small_static_and_escaped(clips: list[Any]) -> None:
@@ -123,3 +171,14 @@ def test_wrong_arguments(clips: list[Any]) -> None:
         wanlab.compare(clips[0])
     with pytest.raises(wanlab.WanlabError, match="two results"):
         wanlab.compare(clips[0], "x.mp4")
+
+
+def test_labels_can_be_given(clips: list[Any]) -> None:
+    """Where specs do not tell what differs, as after an edit."""
+    found = wanlab.compare(clips[0], clips[3], labels=["as it is", "edited"])
+    assert found.labels == ["as it is", "edited"]
+    assert "edited" in found._repr_html_()
+    assert found.sheet["label"].tolist() == ["as it is", "edited"]
+    for wrong in (["one"], "ab", ["a", ""]):
+        with pytest.raises(wanlab.WanlabError, match="for 2 results"):
+            wanlab.compare(clips[0], clips[3], labels=wrong)

@@ -21,7 +21,7 @@ PACKAGE = Path(wanlab.__file__).parent
 ORDER = """
 errors registry files workspace notebook spec runs compat catalog audio video media settings weights
 sites kernels attention models caches lora memory
-sampling guidance preprocess postprocess watch stages windows inline details result pipeline jobs
+sampling guidance preprocess postprocess watch stages windows inline figures details result pipeline jobs
 probe metrics study shapes sweeps reports widgets doctor cli
 """.split()
 LIGHT = "__init__ errors registry files workspace notebook spec runs compat catalog settings".split()

@@ -20,6 +20,7 @@ SHORT: dict[str, dict[str, Any]] = {
     "quickstart": {"num_steps": 4, "num_frames": 9},
     "panels": {"num_steps": 4, "num_frames": 9, "change": {"num_steps": 2}},
     "models": {"steps": 5},
+    "caches": {"num_steps": 8, "num_frames": 9, "repeats": 1},
 }
 
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

@@ -12,7 +12,7 @@ from PIL import Image
 import wanlab
 from tests.tiny_video import film, frames_of, picture, tiny_i2v, tiny_vace
 from wanlab.catalog import find
-from wanlab.registry import FAMILIES, GUIDANCE
+from wanlab.registry import CACHES, FAMILIES, GUIDANCE
 from wanlab.video import write_video
 from wanlab.workspace import find_workspace
 
@@ -64,6 +64,24 @@ def test_variants_and_defaults_are_written_as_it_says(live: Path) -> None:
     assert find("mine").spec["sampling"]["num_steps"] == 12
     assert find("mine").family == "vace"
     assert wanlab.load("wan_tiny", device="cpu").spec().sampling.num_steps == 20
+
+
+def test_the_example_of_probes_and_studies_runs(live: Path) -> None:
+    model = wanlab.load("wan_tiny", device="cpu")
+    spec = model.spec(
+        prompt="a red circle moves right on a black background", num_steps=12, width=48, height=48, num_frames=9
+    )
+    scope: dict[str, Any] = {"wanlab": wanlab, "model": model, "spec": spec}
+    exec(block("python", "from wanlab import metrics, probe, study"), scope)
+    blocks, heads = 8, 4
+    assert len(scope["trace"].frame) == 2 * blocks * (11 + 12 * heads)  # a ratio needs a step before it
+    assert scope["quick"].skipped_forwards is not None
+    assert not model.attachments()
+
+
+def test_the_caches_are_all_there() -> None:
+    [row] = [line for line in README.splitlines() if line.startswith("| Caches |")]
+    assert {"none", *CACHES.names()} - {"every_third"} <= set(re.findall(r"`(\w+)`", row))
 
 
 def test_the_examples_with_pictures_and_videos_run(

@@ -303,6 +303,17 @@ SAYS = [
         {"model_type": "flux", "embedded_guidance_scale": 2.5, "flow_shift": 9},
         values(guidance_scale=2.5, flow_shift=5.0),
     ),
+    (
+        {"skip_steps_cache_type": "tea", "skip_steps_multiplier": 2, "skip_steps_start_step_perc": 25},
+        values(cache="teacache", cache__speedup=2.0, cache__start_percent=25.0),
+    ),
+    (
+        {"skip_steps_cache_type": "mag"},
+        values(cache="magcache", cache__speedup=1.75, cache__start_percent=0.0, cache__max_skip=2),
+    ),
+    ({"skip_steps_cache_type": "", "skip_steps_multiplier": 2}, values(cache="none")),
+    ({"settings_version": 2.2, "tea_cache_setting": 2.25}, values(cache="teacache", cache__speedup=2.25)),
+    ({"settings_version": 2.2, "tea_cache_setting": 0}, values(cache="none")),
     ({"negative_prompt": "rain"}, values(negative_prompt="rain")),
     ({"negative_prompt": " "}, values(negative_prompt="")),
 ]
@@ -323,10 +334,11 @@ def test_a_spec_alone_says_the_same_in_wangp_s_words(given: dict[str, Any], expe
     blank = {**baseline(), "model_type": model, "settings_version": 2.74, "RIFLEx_setting": 2, "type": "WanGP"}
     if letters := given.get("video_prompt_type"):
         blank["video_prompt_type"] = letters  # what control media are, a spec says by having them
-    leaves = {k: v for k, v in spec.flat().items() if "." not in k and k not in ("model", "guidance")}
-    rule = {"guidance": {"method": spec.guidance.method, "options": dict(spec.guidance.options)}}
+    leaves = {k: v for k, v in spec.flat().items() if "." not in k and k not in ("model", "guidance", "cache")}
+    methods = {"guidance": spec.guidance, "cache": spec.cache}
+    rules = {name: {"method": part.method, "options": dict(part.options)} for name, part in methods.items()}
     plain = {k: v for k, v in leaves.items() if v is not None and not (k == "fps" and v > 100)}
-    result = quiet(blank).with_(**plain, **rule).to_wangp()
+    result = quiet(blank).with_(**plain, **rules).to_wangp()
     differ = quiet(result).spec.diff(spec)
     assert {name: pair for name, pair in differ.items() if pair[1] is not None} == {}, "None is the model's own"
 
@@ -369,13 +381,22 @@ def test_two_rules_at_once_leave_one_and_say_so() -> None:
 def test_what_a_spec_does_not_say_yet_is_listed() -> None:
     found = quiet(SAMPLES["s25_vace_14b"])
     for key in (
-        *("video_prompt_type", "skip_steps_cache_type", "skip_steps_start_step_perc", "activated_loras"),
+        *("video_prompt_type", "activated_loras"),
         *("loras_multipliers", "temporal_upsampling", "spatial_upsampling", "film_grain_intensity"),
         *("postprocess_audio", "sliding_window_size", "keep_frames_video_guide", "video_guide_outpainting"),
         *("mask_expand", "frames_positions", "min_frames_if_references", "repeat_generation"),
     ):
         assert found.not_yet.get(key), key
-    for key in ("client_id", "apg_switch", "seed", "NAG_scale", "film_grain_saturation", "override_profile"):
+    for key in (
+        "skip_steps_cache_type",
+        "skip_steps_start_step_perc",
+        "client_id",
+        "apg_switch",
+        "seed",
+        "NAG_scale",
+        "film_grain_saturation",
+        "override_profile",
+    ):
         assert key not in found.not_yet, key
     short = quiet({**SAMPLES["s25_vace_14b"], "video_length": 81})
     assert "sliding_window_size" not in short.not_yet, "one window is no window"
@@ -471,6 +492,9 @@ def any_value(name: str, draw: random.Random) -> Any:
         "NAG_scale": lambda: draw.choice([1, 1, 3.5]),
         "NAG_tau": lambda: draw.choice([1, 2.5, 3.5]),
         "NAG_alpha": lambda: draw.choice([0, 0.5, 2]),
+        "skip_steps_cache_type": lambda: draw.choice(["", "tea", "mag", "spectrum"]),
+        "skip_steps_multiplier": lambda: draw.choice([1.5, 1.75, 2, 2.0, 2.5, 0.08, 3]),
+        "skip_steps_start_step_perc": lambda: draw.choice([0, 10, 25.0]),
         "cfg_zero_step": lambda: draw.choice([-1, 0, 3]),
         "perturbation_layers": lambda: draw.choice([[9], [7, 9], [], None]),
         "perturbation_start_perc": lambda: draw.randint(0, 40),
@@ -548,6 +572,11 @@ CHANGES: dict[str, list[Any]] = {
         {"method": "slg", "layers": [3], "start": 0.2},
         {"method": "nag", "scale": 2.0},
         "apg",
+    ],
+    "cache": [
+        "none",
+        {"method": "teacache", "speedup": 2.0},
+        {"method": "magcache", "speedup": 1.6, "start_percent": 5},
     ],
     "denoising_strength": [0.35],
     "control_scale": [[0.25]],

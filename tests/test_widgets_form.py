@@ -168,7 +168,7 @@ def test_folded_groups_say_what_was_changed(model: Any) -> None:
     changed = model.spec(cache={"method": "fixed", "mask": [True, False, True, False]})
     form = SpecForm(changed, model.offers, model.spec())
     titles = {name: group.titles[0] for name, group in form._groups.items() if group is not None}
-    assert titles["cache"] == "cache · fixed, mask 1010, branch_masks {}"
+    assert titles["cache"] == "cache · fixed, mask 1010"
     assert titles["attention"] == "attention"
     assert titles["sampling"] == "sampling"
     assert titles["size"] == "size · width 48, height 32, num_frames 9, fps 16.0"

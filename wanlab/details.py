@@ -7,6 +7,7 @@ import html
 import json
 import math
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from wanlab.audio import Audio
 from wanlab.errors import WanlabError
 from wanlab.inline import ellipsis
 from wanlab.runs import RunRecord
-from wanlab.spec import GenerationSpec, MediaRef, plain
+from wanlab.spec import PARTS, GenerationSpec, MediaRef, plain
 from wanlab.video import Frames
 
 _COLUMNS = 3  # of the settings that are the model's
@@ -132,6 +133,17 @@ def _words(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {_words(part)}" for name, part in value.items())
     return value if isinstance(value, str) else json.dumps(plain(value), ensure_ascii=False)
+
+
+def telling(names: set[str], specs: Sequence[GenerationSpec]) -> list[str]:
+    """The names, sorted, without options that each method has at its own default in all specs."""
+    untold: set[str] = set()
+    for part in names & set(PARTS):
+        with contextlib.suppress(WanlabError):  # a method that is not here has defaults that are not known
+            told = {f"{part}.{option}" for spec in specs for option in getattr(spec, part).changed()}
+            leaves = {f"{part}.{leaf}" for leaf in PARTS[part].model_fields}
+            untold |= {name for name in names if name.startswith(f"{part}.")} - told - leaves
+    return sorted(names - untold)
 
 
 def in_words(values: dict[str, Any]) -> str:

@@ -78,9 +78,9 @@ class Result:
 
     @property
     def skipped_forwards(self) -> int | None:
-        """How many forwards of the network a cache left out; None without a cache."""
-        cache = self.ran.get("cache")
-        return None if cache is None else int(cache["reused"])
+        """How many forwards of the network a cache left out; None without a cache, or where the record is silent."""
+        reused = (self.ran.get("cache") or {}).get("reused")
+        return None if reused is None else int(reused)
 
     @property
     def is_video(self) -> bool:

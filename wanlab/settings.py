@@ -71,7 +71,7 @@ class Settings:
             spec=spec,
             wangp=settings,
             kept=unknown_keys(settings),
-            not_yet={key: why for key, why in (remark | not_yet(settings, context)).items() if key not in taken},
+            not_yet={key: why for key, why in (remark | not_yet(settings, context, spec)).items() if key not in taken},
             attachments=attachments(settings),
         )
 

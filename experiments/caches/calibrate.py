@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from compact import dumps
 
 import wanlab
 from wanlab import study
@@ -49,15 +50,28 @@ def measure(folder: Path, num_prompts: int, steps: list[int]) -> None:
 
 
 def ship(folder: Path) -> None:
-    """Put the calibration of the model's own number of steps into its definition."""
-    definition = json.loads(DEFINITION.read_text())
+    """Put the calibration of the model's own number of steps into its definition and leave its other lines alone."""
+    text = DEFINITION.read_text()
     for method, key in (("magcache", "mag_ratios"), ("teacache", "teacache")):
-        found = study.read_calibration(path_of(folder, method, SHIPPED))
-        definition["constants"] |= found.constants()
-        definition["sources"][f"constants.{key}"] = (
-            f"experiments/caches/calibrate.py: {found.num_prompts} training prompts, {found.num_steps} steps"
+        file = path_of(folder, method, SHIPPED)
+        found = study.read_calibration(file)
+        source = (
+            f"experiments/caches/calibrate.py: {found.num_prompts} training prompts, {found.num_seeds} seed, "
+            f"{found.num_steps} steps; experiments/caches/calibration/{file.name}"
         )
-    atomic_write(DEFINITION, json.dumps(definition, indent=2) + "\n")
+        text = replaced(text, key, found.constants()[key])
+        text = replaced(text, f"constants.{key}", source)
+    atomic_write(DEFINITION, text)
+
+
+def replaced(text: str, key: str, value: Any) -> str:
+    """A JSON document with another value for a key that it has once."""
+    mark = f"{json.dumps(key)}: "
+    assert text.count(mark) == 1, f"{key} is there {text.count(mark)} times"
+    begin = text.index(mark) + len(mark)
+    _, end = json.JSONDecoder().raw_decode(text, begin)
+    line = text[text.rindex("\n", 0, begin) + 1 : begin]
+    return text[:begin] + dumps(value, indent=len(line) - len(line.lstrip())) + text[end:]
 
 
 def main() -> None:

@@ -1,8 +1,9 @@
 """Every cache at three operating points on wan_tiny: what it saves, what it costs, whether prompts are still followed.
 
-    python experiments/caches/run.py --out experiments/caches/results/h100.json --films films   # one GPU, 8 minutes
-    python experiments/caches/vmaf.py experiments/caches/results/h100.json --films films        # a CPU, 3 minutes
-    python experiments/caches/figures.py experiments/caches/results/h100.json
+    cd experiments/caches
+    for k in 0 1 2 3 4 5; do python run.py --shard $k 6 --out shard_$k.json --films films & done; wait   # one GPU
+    python run.py --prompts 2 --out timed.json
+    python merge.py shard_*.json --timed timed.json --out results/h100.json
 
 Every clip is made by itself, so that a method decides for this clip alone. Clips of one prompt share their noise, and
 each is compared with the clip without a cache: decoded frames, no codec between.
@@ -37,7 +38,10 @@ JUDGED = ("colour", "shape", "motion")
 
 
 def prompts(num: int) -> list[str]:
-    """Combinations of colour, shape, motion and background that wan_tiny was not trained on."""
+    """Combinations of colour, shape, motion and background that wan_tiny was not trained on.
+
+    Fewer are no prefix of more: corner objects are drawn after all main ones.
+    """
     return captions(sample_scenes(num, torch.Generator().manual_seed(5), "held_out", replace=False))
 
 
@@ -49,17 +53,17 @@ class Bench:
         self.num_steps = num_steps
 
     def clip(self, prompt: str, seed: int, cache: Any) -> dict[str, Any]:
-        """{"frames", "latents", "seconds" of denoising, "cache": its report, None without one}."""
+        """{"frames", "latents", "seconds" and "cpu_seconds" of denoising, "cache": its report, None without one}."""
         spec = self.model.spec(prompt=prompt, seed=seed, num_steps=self.num_steps, cache=cache)
         text = stages.encode_text(self.model, spec)
         conditions = stages.encode_conditions(self.model, spec)
         self._wait()
-        begin = time.perf_counter()
+        begin, worked = time.perf_counter(), time.process_time()
         latents, ran = stages.denoise_recorded(self.model, spec, text, conditions)
         self._wait()
-        seconds = time.perf_counter() - begin
+        took = {"seconds": time.perf_counter() - begin, "cpu_seconds": time.process_time() - worked}
         frames = stages.decode(self.model, spec, latents).frames
-        return {"frames": frames, "latents": latents, "seconds": seconds, "cache": ran.get("cache")}
+        return {"frames": frames, "latents": latents, **took, "cache": ran.get("cache")}
 
     def _wait(self) -> None:
         if self.model.device.type == "cuda":

@@ -47,6 +47,7 @@ def _checked(model: Any, spec: GenerationSpec) -> tuple[Cache, Run] | None:
     """The spec's cache, which fits the run that it describes."""
     if spec.cache.method == "none":
         return None
+    spec = spec.resolve(model)
     cls: type[Cache] = CACHES.get(spec.cache.method)
     cache = cls(spec.cache.bind())
     cache.method = spec.cache.method
@@ -66,7 +67,7 @@ def _checked(model: Any, spec: GenerationSpec) -> tuple[Cache, Run] | None:
 
 def predict_bytes(model: Any, spec: GenerationSpec) -> int:
     """Bytes of state that the spec's cache will hold at the most in a run of one sample; 0 for "none"."""
-    found = None if spec.cache.method == "none" else _checked(model, spec.resolve(model))
+    found = None if spec.cache.method == "none" else _checked(model, spec)
     if found is None:
         return 0
     cache, run = found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -48,7 +49,7 @@ class Memory:
         return sum(t.nbytes for t in self.tensors.values())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CacheReport:
     """What a cache did in a run."""
 
@@ -67,6 +68,12 @@ class CacheReport:
     """Bytes that were held at the most."""
     ideal_speedup: float
     """Forwards over the sum of shares: what reuse that costs nothing would give."""
+
+    def __repr__(self) -> str:
+        return (
+            f"CacheReport({self.method}, {self.reused} of {self.computed + self.reused} forwards reused something, "
+            f"ideal speed-up {self.ideal_speedup:.2f}x, holds {self.state_bytes:,} bytes)"
+        )
 
 
 class Cache(abc.ABC):
@@ -277,7 +284,7 @@ class Cache(abc.ABC):
         """Hit map, counts, bytes of state, ideal speed-up."""
         memories = {_path(key): m for key, m in self._memories.items() if m.shares}
         shares = [share for m in memories.values() for share in m.shares.values()]
-        computed = sum(share >= 1 for share in shares)
+        computed, done = sum(share >= 1 for share in shares), math.fsum(shares)
         return CacheReport(
             method=self.method,
             hit_map={key: {step: share >= 1 for step, share in m.shares.items()} for key, m in memories.items()},
@@ -286,7 +293,7 @@ class Cache(abc.ABC):
             computed=computed,
             reused=len(shares) - computed,
             state_bytes=max(self._peak, self._held),
-            ideal_speedup=len(shares) / sum(shares) if sum(shares) else 1.0,
+            ideal_speedup=len(shares) / done if done else 1.0,
         )
 
     def state(self) -> dict[str, Tensor]:

@@ -1,8 +1,8 @@
-"""What methods that look at tensors share: measures of change, shares of work, what a run is sure to compute."""
+"""What methods that look at tensors share: measures of change, what a run is sure to compute."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from wanlab.caches._run import Run
 from wanlab.errors import WanlabError
-from wanlab.sites import Stack, StepContext
+from wanlab.sites import StepContext
 
 Threshold = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 """What a relative change is held against; 0 computes everything."""
@@ -32,11 +32,6 @@ def change(now: Tensor, before: Tensor) -> Tensor:
     return mean_abs(now - before) / mean_abs(before)
 
 
-def share_of(stack: Stack, ran: Collection[int]) -> float:
-    """Share of the blocks' work that running the entries `ran` (indices into the stack) takes; 1.0 for all of them."""
-    return len(ran) / len(stack)
-
-
 def ages(run: Run) -> list[int]:
     """Of each step, how many steps its expert has run before it."""
     seen: dict[str, int] = {}
@@ -45,6 +40,11 @@ def ages(run: Run) -> list[int]:
         found.append(seen.get(expert, 0))
         seen[expert] = found[-1] + 1
     return found
+
+
+def each_branch(run: Run, steps: Sequence[bool]) -> dict[str, list[bool]]:
+    """What holds for every branch at each step, as `Cache.forced` tells it."""
+    return run.by_branch(steps[step] for step, _, _ in run.forwards)
 
 
 def check_reuse(method: str, forced: Sequence[bool], remedy: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wanlab.caches._cache import Cache, Memory
+from wanlab.caches._cache import Memory
 from wanlab.caches._run import Run
+from wanlab.caches._work import Weighed
 from wanlab.errors import WanlabError
 from wanlab.sites import Branch, Entry, Handle, StepContext
-from wanlab.spec import GenerationSpec
+from wanlab.sites.stack import BESIDE
 
 SELF, CROSS, FEED = "self", "cross", "feed"
-BESIDE = ("hint", "face")  # kinds of blocks that are in no network's main list
 ROLES = {"attn1": SELF, "attn": SELF, "attn2": CROSS, "ffn": FEED, "ff": FEED, "ff_context": FEED}
 """What the parts of blocks do; joint attention ("attn") counts as self attention, what reads text only as cross."""
 
@@ -50,7 +50,7 @@ class Plan:
     """(expert, branch, unit) -> forwards that compute it."""
 
 
-class PartCache(Cache):
+class PartCache(Weighed):
     """A cache that keeps the outputs of modules inside the blocks; `due` says when one is computed.
 
     Every call of a module in a forward has an output of its own. What a part's module does not do (norms, the
@@ -61,12 +61,8 @@ class PartCache(Cache):
 
     def __init__(self, options: Any = None) -> None:
         super().__init__(options)
-        self._model: Any = None
-        self._run: Run | None = None
-        self._spec: GenerationSpec | None = None
         self._calls: Counter[tuple[str, str]] = Counter()
         self._reused: Counter[tuple[str, str]] = Counter()
-        self._works: dict[Any, dict[tuple[str, str], int]] = {}
 
     @abc.abstractmethod
     def due(self, part: str, index: int, gap: int | None, sigma: float) -> bool:
@@ -89,10 +85,6 @@ class PartCache(Cache):
         """What to change so that the run holds less, for an error."""
 
     # Before the run
-
-    def prepare(self, run: Run) -> Cache:
-        self._run, self._spec = run, run.spec
-        return self
 
     def keeps(self, part: str) -> bool:
         """Whether the method keeps the outputs of a part of this name."""
@@ -125,7 +117,7 @@ class PartCache(Cache):
     def forced(self, run: Run) -> Mapping[str, list[bool]] | None:
         """Branch -> for each step, whether everything is computed, which is known before the run; True where it is not
         run."""
-        return by_branch(run, self.plan(run).whole)
+        return run.by_branch(self.plan(run).whole)
 
     def predict(self, run: Run) -> int:
         width = self._itemsize(run)
@@ -141,13 +133,7 @@ class PartCache(Cache):
     # The run
 
     def attach(self, model: Any) -> Handle:
-        """As `Cache.attach`. Without `prepare`, shares of work are those of the model's default settings.
-
-        Raises WanlabError if the run will hold more than the model's device has free.
-        """
-        self._model = model
-        self._spec = self._spec or model.default_spec
-        self._works.clear()
+        """As `Cache.attach`. Raises WanlabError if the run will hold more than the model's device has free."""
         handle = super().attach(model)
         try:
             self._check_memory(model.device)
@@ -176,11 +162,7 @@ class PartCache(Cache):
 
     def _share(self, ctx: StepContext, branch: Branch) -> float:
         """The share of the blocks' work that was done in this forward."""
-        key = (ctx.expert, branch.skip_blocks, branch.nag is not None)
-        if key not in self._works:
-            assert self._spec is not None, "attached"
-            self._works[key] = part_works(self._model, self._spec, branch, ctx.expert)
-        works = self._works[key]
+        works = self.works(ctx.expert, branch)
         total = sum(works.values())
         return (total - sum(works[site] * n // self._calls[site] for site, n in self._reused.items())) / total
 
@@ -197,20 +179,6 @@ class PartCache(Cache):
         self.keep(memory, name, found if isinstance(found, tuple) else (found,), gap)
         memory.numbers[name] = ctx.step
         return found
-
-
-def by_branch(run: Run, whole: Iterable[bool]) -> dict[str, list[bool]]:
-    """What `whole` says of each of `run.forwards`, as rows of steps by branch; True where a branch does not run."""
-    found: dict[str, list[bool]] = {}
-    for (step, _, branch), value in zip(run.forwards, whole, strict=True):
-        found.setdefault(branch, [True] * run.num_steps)[step] = value
-    return found
-
-
-def part_works(model: Any, spec: GenerationSpec, branch: Branch, expert: str) -> dict[tuple[str, str], int]:
-    """(block, part) -> operations in a forward of the branch; a hint block's are those of all its calls."""
-    entries = model.workload(spec, branch, expert).entries
-    return {(entry.name, part): work for entry in entries for part, work in entry.parts.items()}
 
 
 def kept_units(run: Run, expert: str) -> Iterator[Unit]:

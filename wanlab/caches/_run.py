@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -63,6 +63,13 @@ class Run:
         for step, (expert, names) in enumerate(zip(self.experts, self.branches, strict=True)):
             together = self.batched and len(names) > 1
             found += [(step, expert, name) for name in (["+".join(names)] if together else names)]
+        return found
+
+    def by_branch(self, values: Iterable[bool]) -> dict[str, list[bool]]:
+        """A value for each of `forwards` as rows of steps by branch; True where a branch does not run."""
+        found: dict[str, list[bool]] = {}
+        for (step, _, branch), value in zip(self.forwards, values, strict=True):
+            found.setdefault(branch, [True] * self.num_steps)[step] = value
         return found
 
     @cached_property

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
-from wanlab.caches._cache import Cache, Memory
-from wanlab.caches._dynamic import change, share_of
+from wanlab.caches._cache import Memory
+from wanlab.caches._dynamic import change
 from wanlab.caches._run import Run
+from wanlab.caches._work import Weighed, share_of
 from wanlab.errors import WanlabError
-from wanlab.sites import Stack, StepContext, Streams
+from wanlab.sites import Branch, Stack, StepContext, Streams
 
 FIRST = "first"
 """What the first blocks added to the stream that is read last, at the last computed step."""
 
 
-class Split(Cache):
+class Split(Weighed):
     """The stack in three: `num_first` blocks, a middle whose residual is kept, `num_last` blocks.
 
     Each branch judges for itself, by all its samples; branches that run as one batch get one decision.
@@ -26,6 +28,10 @@ class Split(Cache):
     num_first = 1
     num_last = 0
     """Blocks of the network's own list; those beside it (hints, faces) go with them."""
+
+    def __init__(self, options: Any = None) -> None:
+        super().__init__(options)
+        self._branch: Branch | None = None
 
     @abc.abstractmethod
     def reuses(self, added: Tensor, ctx: StepContext) -> tuple[bool, float | None]:
@@ -45,6 +51,10 @@ class Split(Cache):
                     remedy="Always run fewer blocks, or set cache to none",
                 )
 
+    def around_forward(self, call: Callable[..., Tensor], latents: Tensor, ctx: StepContext, branch: Branch) -> Tensor:
+        self._branch = branch
+        return call(latents, ctx, branch)
+
     def around_stack(self, call: Callable[..., Streams], streams: Streams, ctx: StepContext) -> Streams:
         stack, memory = self.stack(ctx), self.memory(ctx)
         first, last = self._cuts(stack)
@@ -60,8 +70,9 @@ class Split(Cache):
             self.keep(memory, self._residual(stack, head, after), ctx)
         if last < len(stack):
             after = call(after, start=last)
-        ran = [i for i in range(len(stack)) if not (reuse and first <= i < last)]
-        self.did(ctx, share_of(stack, ran), signal)
+        assert self._branch is not None, "the stack ran outside a forward"
+        ran = {entry.name for i, entry in enumerate(stack) if not (reuse and first <= i < last)}
+        self.did(ctx, share_of(self.works(ctx.expert, self._branch), ran), signal)
         return after
 
     def _cuts(self, stack: Stack) -> tuple[int, int]:

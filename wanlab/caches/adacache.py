@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from wanlab.caches._cache import Cache, Memory
-from wanlab.caches._dynamic import ages, check_reuse, first_branch
+from wanlab.caches._dynamic import ages, check_reuse, each_branch, first_branch
 from wanlab.caches._run import Run
 from wanlab.caches._size import residual_bytes
 from wanlab.errors import WanlabError
@@ -82,16 +82,19 @@ class AdaCache(Cache):
         """Compute more often where frames differ (the paper's motion regularisation); for videos."""
 
     def check(self, run: Run) -> None:
-        check_reuse(self.method, self.forced(run), "Take more steps")
+        check_reuse(self.method, self._forced_steps(run), "Take more steps")
         if self.options.motion and run.model.latent_shape(run.spec.resolve(run.model))[1] == 1:
             raise WanlabError(
                 f"{self.method}'s motion compares latent frames, and this spec has one",
                 remedy="Set motion to False, or make a video",
             )
 
-    def forced(self, run: Run) -> tuple[bool, ...]:
+    def forced(self, run: Run) -> dict[str, list[bool]]:
+        return each_branch(run, self._forced_steps(run))
+
+    def _forced_steps(self, run: Run) -> list[bool]:
         """Which steps are computed whatever they contain: an expert's first two, the run's last two."""
-        return tuple(age < 2 or _is_last(i, run.num_steps) for i, age in enumerate(ages(run)))
+        return [age < 2 or _is_last(i, run.num_steps) for i, age in enumerate(ages(run))]
 
     def predict(self, run: Run) -> int:
         return residual_bytes(run)

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from wanlab.caches._cache import Memory
-from wanlab.caches._dynamic import Threshold, ages, check_reuse
+from wanlab.caches._dynamic import Threshold, ages, check_reuse, each_branch
 from wanlab.caches._run import Run
 from wanlab.caches._size import stream_bytes
 from wanlab.caches._split import Split
@@ -17,6 +17,7 @@ from wanlab.caches.fixed import Mask
 from wanlab.errors import WanlabError
 from wanlab.registry import CACHES
 from wanlab.sites import StepContext
+from wanlab.sites.stack import BESIDE
 from wanlab.spec import Part
 
 
@@ -74,11 +75,16 @@ class DBCache(Split):
     def check(self, run: Run) -> None:
         super().check(run)
         self._check_length(run.num_steps)
-        check_reuse(self.method, self.forced(run), "Take more steps, fewer warmup_steps, or a mask with False in it")
+        check_reuse(
+            self.method, self._forced_steps(run), "Take more steps, fewer warmup_steps, or a mask with False in it"
+        )
 
-    def forced(self, run: Run) -> tuple[bool, ...]:
+    def forced(self, run: Run) -> dict[str, list[bool]]:
+        return each_branch(run, self._forced_steps(run))
+
+    def _forced_steps(self, run: Run) -> list[bool]:
         """Which steps are computed whatever they contain."""
-        return tuple(age == 0 or self._is_forced(i, age) for i, age in enumerate(ages(run)))
+        return [age == 0 or self._is_forced(i, age) for i, age in enumerate(ages(run))]
 
     def predict(self, run: Run) -> int:
         steps = Counter((expert, branch) for _, expert, branch in run.forwards)
@@ -95,7 +101,7 @@ class DBCache(Split):
             return tuple(run.model.outputs)
         work = run.model.workload(run.spec.resolve(run.model))
         kinds = [entry.kind for entry in work.entries]
-        main = [sum(kind not in ("hint", "face") for kind in kinds[:i]) for i in range(len(kinds) + 1)]
+        main = [sum(kind not in BESIDE for kind in kinds[:i]) for i in range(len(kinds) + 1)]
         readers = [main[i] for i, kind in enumerate(kinds) if kind == "hint"]
         # In a network with hints only those change streams beside the outputs, and a hint stays with its reader.
         others = not readers or any(self.num_first <= i < main[-1] - self.num_last for i in readers)

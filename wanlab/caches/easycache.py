@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from wanlab.caches._cache import Cache, Memory
-from wanlab.caches._dynamic import Threshold, ages, check_reuse, first_branch, mean_abs
+from wanlab.caches._dynamic import Threshold, ages, check_reuse, each_branch, first_branch, mean_abs
 from wanlab.caches._run import Run
 from wanlab.caches._size import latent_bytes, sequences
 from wanlab.registry import CACHES
@@ -39,11 +39,14 @@ class EasyCache(Cache):
         """First steps of the run that are computed, besides its last; 5 for Hunyuan Video."""
 
     def check(self, run: Run) -> None:
-        check_reuse(self.method, self.forced(run), "Take more steps, or fewer warmup_steps")
+        check_reuse(self.method, self._forced_steps(run), "Take more steps, or fewer warmup_steps")
 
-    def forced(self, run: Run) -> tuple[bool, ...]:
+    def forced(self, run: Run) -> dict[str, list[bool]]:
+        return each_branch(run, self._forced_steps(run))
+
+    def _forced_steps(self, run: Run) -> list[bool]:
         """Which steps are computed whatever they contain."""
-        return tuple(age < 2 or self._is_forced(i, run.num_steps) for i, age in enumerate(ages(run)))
+        return [age < 2 or self._is_forced(i, run.num_steps) for i, age in enumerate(ages(run))]
 
     def predict(self, run: Run) -> int:
         """For each expert two latents and one output, for each branch a float32 difference; k once there are two."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from wanlab.caches._dynamic import Threshold, ages, check_reuse
+from wanlab.caches._dynamic import Threshold, ages, check_reuse, each_branch
 from wanlab.caches._run import Run
 from wanlab.caches._size import sequences, stream_bytes
 from wanlab.caches._split import Split
@@ -34,11 +34,14 @@ class FirstBlock(Split):
 
     def check(self, run: Run) -> None:
         super().check(run)
-        check_reuse(self.method, self.forced(run), "Take more steps")
+        check_reuse(self.method, self._forced_steps(run), "Take more steps")
 
-    def forced(self, run: Run) -> tuple[bool, ...]:
+    def forced(self, run: Run) -> dict[str, list[bool]]:
+        return each_branch(run, self._forced_steps(run))
+
+    def _forced_steps(self, run: Run) -> list[bool]:
         """Which steps are computed whatever they contain: an expert's first."""
-        return tuple(age == 0 for age in ages(run))
+        return [age == 0 for age in ages(run)]
 
     def predict(self, run: Run) -> int:
         outputs = run.model.outputs

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from wanlab.caches._cache import Cache, Memory
-from wanlab.caches._dynamic import Threshold, ages, check_reuse, first_branch
+from wanlab.caches._dynamic import Threshold, ages, check_reuse, each_branch, first_branch
 from wanlab.caches._run import Run
 from wanlab.caches._size import latent_bytes, stream_bytes
 from wanlab.errors import WanlabError
@@ -59,11 +59,14 @@ class SeaCache(Cache):
         """How fast the power of a clean signal falls with frequency."""
 
     def check(self, run: Run) -> None:
-        check_reuse(self.method, self.forced(run), "Take more steps, or fewer warmup_steps and final_steps")
+        check_reuse(self.method, self._forced_steps(run), "Take more steps, or fewer warmup_steps and final_steps")
 
-    def forced(self, run: Run) -> tuple[bool, ...]:
+    def forced(self, run: Run) -> dict[str, list[bool]]:
+        return each_branch(run, self._forced_steps(run))
+
+    def _forced_steps(self, run: Run) -> list[bool]:
         """Which steps are computed whatever they contain."""
-        return tuple(age == 0 or self._is_forced(i, run.num_steps) for i, age in enumerate(ages(run)))
+        return [age == 0 or self._is_forced(i, run.num_steps) for i, age in enumerate(ages(run))]
 
     def predict(self, run: Run) -> int:
         """For each expert a float32 latent; for each branch as many residuals as the order needs and it has steps."""

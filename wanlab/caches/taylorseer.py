@@ -12,7 +12,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from wanlab.caches._cache import Memory
-from wanlab.caches._parts import PartCache, by_branch
+from wanlab.caches._parts import PartCache
 from wanlab.caches._run import Run
 from wanlab.caches._size import latent_bytes
 from wanlab.registry import CACHES
@@ -69,7 +69,7 @@ class TaylorSeer(PartCache):
     def forced(self, run: Run) -> Mapping[str, list[bool]] | None:
         if self.options.modules == "all":
             return super().forced(run)
-        return by_branch(run, (known > 0 for _, _, known in self._outputs(run)))
+        return run.by_branch(known > 0 for _, _, known in self._outputs(run))
 
     def _outputs(self, run: Run) -> list[tuple[str, str, int]]:
         """(expert, branch, how many computed outputs the branch then knows, 0 where it reuses) of every forward."""
@@ -118,7 +118,7 @@ class TaylorSeer(PartCache):
             self.did(ctx, 0.0)
             return self.recall(memory, _OUTPUT, gap)[0]
         velocity = call(latents, ctx, branch)
-        self.keep(memory, _OUTPUT, (velocity,), gap)
+        self.keep(memory, _OUTPUT, (velocity.contiguous(),), gap)  # a slice would hold the frames that were cut off
         memory.numbers[_OUTPUT] = ctx.step
         self.did(ctx, 1.0)
         return velocity

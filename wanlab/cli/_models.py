@@ -30,6 +30,8 @@ _TAKES = {
     "replace": "picture that replaces somebody in a video (the same, video, mask)",
 }
 """Words of a definition's modes, with the settings that give them."""
+_CACHES = {"mag_ratios": "magcache", "teacache": "teacache"}
+"""A definition's constants that were measured for a cache, and the cache."""
 _ROOTS = {"folder": "checkpoints", "wangp": "WanGP", "comfyui": "ComfyUI", "hub": "hub's cache"}
 
 
@@ -92,6 +94,7 @@ def details(what: str) -> dict[str, Any]:
     return {
         **definition.model_dump(include={"id", "family", "title", "description", "aliases", "missing"}, mode="json"),
         "takes": _takes(definition),
+        "caches": _caches(definition),
         "defined_in": str(catalog.defined_in(what) or ""),
         "weights": definition.weights.model_dump(mode="json", exclude_defaults=True),
         "folder": None if here.folder is None else str(here.folder),
@@ -115,6 +118,26 @@ def _takes(definition: Definition) -> list[str]:
     modes = definition.constants.get("modes", ())
     known = [str(mode) for mode in modes] if isinstance(modes, list | tuple) else []
     return [_TAKES.get(mode, mode) for mode in dict.fromkeys(["text", *known])]
+
+
+def _caches(definition: Definition) -> dict[str, str]:
+    """Caches that have constants for the model, and the model that those were measured on; empty if nobody says."""
+    found: dict[str, str] = {}
+    for key, cache in _CACHES.items():
+        entry = definition.constants.get(key)
+        if not isinstance(entry, dict):
+            continue
+        made_for, also = entry.get("made_for"), entry.get("also")
+        model = (made_for.get("model") if isinstance(made_for, dict) else None) or ""
+        is_named = isinstance(also, list) and definition.id in also
+        found[cache] = definition.id if is_named or model in (definition.id, *definition.aliases) else str(model)
+    return found
+
+
+def _caches_in_words(found: dict[str, Any]) -> str:
+    caches = found["caches"].items()
+    words = [cache if model in ("", found["id"]) else f"{cache} (measured on {model})" for cache, model in caches]
+    return ", ".join(words) or "none"
 
 
 def _way(source: FileSource, folder: Path) -> str:
@@ -161,6 +184,7 @@ def _page(found: dict[str, Any]) -> str:
         {
             "family": found["family"],
             "takes": ", ".join(found["takes"]),
+            "cache constants": _caches_in_words(found),
             "other names": ", ".join(found["aliases"]),
             "defined in": found["defined_in"],
             "cannot run yet": found["missing"],

@@ -14,7 +14,7 @@ SETTINGS_VERSION = 2.74
 """The newest version of WanGP's settings whose migrations are known here."""
 
 LORA, WINDOW, AUDIO = "LoRAs", "sliding windows", "sound"
-POST, CACHE, PREPARE = "postprocessing", "step-skipping caches by target speed", "preparation of control media"
+POST, PREPARE = "postprocessing", "preparation of control media"
 QUEUE, ENHANCER, FAMILY = "queues of several prompts or samples", "prompt enhancers", "settings of one model family"
 REFINER, MEMORY, MEDIA = "the self-refiner and motion amplitude", "memory profiles per task", "media given by path"
 
@@ -79,6 +79,7 @@ _ROWS = (
     *_spec("rule", "guidance", perturbation_start_perc=10, perturbation_end_perc=90),
     *_spec("strength", "denoising_strength masking_strength", denoising_strength=1.0, masking_strength=1),
     *_spec("control", "control_scale control_scale_2", control_net_weight=1, control_net_weight2=1),
+    *_spec("cache", "cache", skip_steps_cache_type="", skip_steps_multiplier=1.75, skip_steps_start_step_perc=0),
     # Letters, and what they need
     *_lacking(MEDIA, image_prompt_type="", video_prompt_type=""),
     *_lacking(AUDIO, audio_prompt_type="", audio_guidance_scale=1, audio_scale=1),
@@ -93,8 +94,6 @@ _ROWS = (
     *_lacking(FAMILY, duration_seconds=0, pause_seconds=0, temperature=0.8, top_p=0.9, top_k=50),
     *_lacking(ENHANCER, prompt_enhancer=""),
     *_lacking(QUEUE, batch_size=1, repeat_generation=1, multi_images_gen_type=0, multi_prompts_gen_type="PG"),
-    *_lacking(CACHE, "skip_steps_cache_type", skip_steps_cache_type="", skip_steps_multiplier=1.75),
-    *_lacking(CACHE, "skip_steps_cache_type", skip_steps_start_step_perc=0),
     *_lacking(POST, temporal_upsampling="", spatial_upsampling=""),
     *_lacking(POST, "film_grain_intensity", film_grain_intensity=0, film_grain_saturation=0.5),
     *_lacking(POST, "postprocess_audio", postprocess_audio="", postprocess_audio_prompt=""),

@@ -12,6 +12,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from wanlab.compat._cache import CACHE_GROUP, unsaid
 from wanlab.compat._group import Context, Group, Settings, number, whole
 from wanlab.compat._guidance import GUIDANCE_GROUPS
 from wanlab.compat._migrate_all import legal_frames
@@ -230,6 +231,7 @@ GROUPS: tuple[Group, ...] = (
     Group("strength", ("denoising_strength", "masking_strength"), _read_strength, _write_strength),
     Group("control", ("control_scale", "control_scale_2"), _read_control, _write_control),
     *GUIDANCE_GROUPS,
+    CACHE_GROUP,
 )
 """Every translation; a later one sees what an earlier one wrote."""
 
@@ -274,6 +276,8 @@ def lost(spec: GenerationSpec, settings: Settings, context: Context) -> list[str
     skipped: tuple[str, ...] = ("media.",) if _attached(settings) else ()
     if spec.guidance.phase_scales:
         skipped += ("guidance.guidance_scale",)  # the phases stand in their place
+    if unsaid(spec, settings, context):
+        skipped += ("cache",)  # as when it was saved, the settings ask WanGP for one
     decide = (name for name, (_, value) in there.items() if value is not None and name.split(".")[0] in _OUTCOMES)
     return [name for name in decide if not name.startswith(skipped)]
 
@@ -287,8 +291,8 @@ def unknown_keys(settings: Settings) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key not in KEYS and key not in RECORDS}
 
 
-def not_yet(settings: Settings, context: Context) -> dict[str, str]:
-    """Keys that change the result in WanGP and not here, with what is lacking."""
+def not_yet(settings: Settings, context: Context, spec: GenerationSpec) -> dict[str, str]:
+    """Keys that change the result in WanGP and not here, in the spec that goes with them, with what is lacking."""
     found = {
         name: key.lacks
         for name, key in KEYS.items()
@@ -299,7 +303,7 @@ def not_yet(settings: Settings, context: Context) -> dict[str, str]:
             found[key] = f"{MEDIA}: {words}"
     for group in GROUPS:
         found |= group.left(settings, context)
-    return found
+    return found | unsaid(spec, settings, context)
 
 
 def _counts(name: str, settings: Settings, context: Context) -> bool:

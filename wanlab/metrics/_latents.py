@@ -39,7 +39,7 @@ def latent_psnr(reference: Any, other: Any) -> float:
     return 10 * float(np.log10(peak**2 / mse))
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Drift:
     """Keeps the data estimate x0 of every step: `generate(model, spec, on_step=drift)`, then `drift(first, second)`.
 
@@ -52,7 +52,7 @@ class Drift:
     max_bytes: int = 2 << 30
     sigmas: dict[int, float] = field(default_factory=dict, init=False)
     """Step -> the noise level the network was asked at."""
-    estimates: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
+    estimates: dict[int, Tensor] = field(default_factory=dict, init=False)
     """Step -> (B, C, T, H, W) on the CPU."""
 
     def __post_init__(self) -> None:
@@ -80,8 +80,11 @@ class Drift:
         """Bytes of what is kept."""
         return sum(x.numel() * x.element_size() for x in self.estimates.values())
 
+    def __repr__(self) -> str:
+        return f"Drift({len(self.estimates)} steps, {self.dtype}, {self.num_bytes:,} bytes)"
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class DriftCurve:
     """How far a run's data estimates are from another's, step by step; each is (steps,)."""
 
@@ -98,6 +101,12 @@ class DriftCurve:
 
         columns = {"step": self.steps, "sigma": self.sigmas, "relative_l2": self.relative_l2, "psnr_db": self.psnr}
         return pandas.DataFrame(columns)
+
+    def __repr__(self) -> str:
+        return (
+            f"DriftCurve({len(self.steps)} steps, relative L2 at the end {self.relative_l2[-1]:.3g}, "
+            f"at most {self.relative_l2.max():.3g})"
+        )
 
 
 def drift(reference: Drift, other: Drift) -> DriftCurve:

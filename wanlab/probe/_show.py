@@ -42,7 +42,7 @@ class Clip(np.ndarray):
 
 def heat_map(trace: Trace, pattern: str, branch: str | None, label: Any) -> Figure:
     """See `Trace.heat_map`."""
-    from wanlab.probe._figure import HeatMap
+    from wanlab.figures import Picture
 
     found = trace.matching(pattern)
     if len(quantities := {s.quantity for s in found}) > 1:
@@ -56,7 +56,7 @@ def heat_map(trace: Trace, pattern: str, branch: str | None, label: Any) -> Figu
     rows = {s: _row(trace, s, found) for s in found}
     places = list(dict.fromkeys(rows.values()))
     columns = sorted({(-1 if s.window is None else s.window, step) for s in found for step in trace.data[s]})
-    figure = HeatMap(figsize=(4.5 * len(shown) + 1, max(2.0, _INCH * len(places) + 1)), layout="constrained")
+    figure = Picture(figsize=(4.5 * len(shown) + 1, max(2.0, _INCH * len(places) + 1)), layout="constrained")
     panels = figure.subplots(1, len(shown), squeeze=False, sharey=True)[0]
     pictures = [
         _picture(trace, {s: row for s, row in rows.items() if s.branch == name}, (places, columns), label)

@@ -96,6 +96,14 @@ class MethodPart(Part):
         frozen = {n: m.value for n, f in cls.model_fields.items() if (m := marker(f, HashDefault)) is not None}
         return self._bind_to(cls, {**frozen, **self.options})
 
+    def changed(self) -> dict[str, Any]:
+        """The options whose values are not the method's own defaults; imports the method's file. Raises as `bind`."""
+        bound = self.bind()
+        fields = type(bound).model_fields.items()
+        values = {n: getattr(bound, n) for n, f in fields if f.is_required() or n in self.options}
+        usual = {n: f.get_default(call_default_factory=True) for n, f in fields if not f.is_required()}
+        return {n: value for n, value in values.items() if n not in usual or usual[n] != value}
+
     def needs_filling(self) -> bool:
         """Whether something was chosen: not the part's default method without options, nor a word like `none`."""
         default = type(self).model_fields["method"].default

@@ -96,24 +96,27 @@ class Calibration(Part):
             raise WanlabError(f"This calibration has no {name}", remedy="Leave ret_steps out")
         return found if len(found) > 1 else next(iter(found.values()))
 
+    def __repr__(self) -> str:
+        return f"Calibration({self._words()})"
+
+    def _words(self) -> str:
+        made = f"{self.sampler}, {self.num_steps} steps, flow_shift {self.flow_shift:g}"
+        return f"{self.model}, {self.method}: {self.num_prompts} prompts, {made}"
+
     def figure(self, published: Mapping[str, Sequence[float]] | None = None) -> Figure:
         """Ratios over the steps; for teacache the residual's change by the signal's, with the polynomial.
 
         published: {label: list, two branches interleaved} of other models, drawn beside over the run's share.
         """
-        from matplotlib.figure import Figure
+        from wanlab.figures import Picture
 
-        figure = Figure(figsize=(7, 3.2), layout="constrained")
+        figure = Picture(figsize=(7, 3.2), layout="constrained")
         axes = figure.subplots()
         if self.method == "magcache":
             self._draw_ratios(axes, published or {})
         else:
             self._draw_polynomials(axes)
-        axes.set_title(
-            f"{self.model}, {self.method}: {self.num_prompts} prompts, {self.sampler}, {self.num_steps} steps, "
-            f"flow_shift {self.flow_shift:g}",
-            fontsize="medium",
-        )
+        axes.set_title(self._words(), fontsize="medium")
         axes.legend(frameon=False, fontsize="small")
         return figure
 

@@ -96,9 +96,9 @@ class Counterfactual:
 
     def figure(self) -> Figure:
         """The true error over the steps, and against the cache's signal where it has one."""
-        from matplotlib.figure import Figure
+        from wanlab.figures import Picture
 
-        figure = Figure(figsize=(9, 3.4), layout="constrained")
+        figure = Picture(figsize=(9, 3.4), layout="constrained")
         over, against = figure.subplots(1, 2)
         for i, branch in enumerate(self.branches):
             steps, error = np.arange(len(self.error)), self.error[:, i]

@@ -136,16 +136,16 @@ class Estimate:
             assert self.card is not None, "floors are a card's"
             times = f"{floor.forward:.3g} s a forward, {floor.step:.3g} s a step, {floor.run:.4g} s the run"
             yield f"floor on {self.card.name}", f"{times} at {floor.rate / 1e12:,.4g} TFLOP/s ({name}; {floor.source})"
-        parts = ", ".join(f"{name} {n / 1e9:,.2f} GB" for name, n in self.weight_bytes.items())
-        yield "weights", f"{sum(self.weight_bytes.values()) / 1e9:,.2f} GB as {self.spec.weights.dtype}: {parts}"
+        parts = ", ".join(f"{name} {_bytes(n)}" for name, n in self.weight_bytes.items())
+        yield "weights", f"{_bytes(sum(self.weight_bytes.values()))} as {self.spec.weights.dtype}: {parts}"
         if self.spec.cache.method != "none":
             yield f"cache {self.spec.cache.method}", self._cache_words()
         yield from (("note", note) for note in self.notes)
 
     def _cache_words(self) -> str:
+        held = "" if self.cache.state_bytes is None else f", holds {_bytes(self.cache.state_bytes)}"
         if self.cache.ideal_speedup is None:
-            return "what it saves is not known before the run"
-        held = "" if self.cache.state_bytes is None else f", holds {self.cache.state_bytes / 1e9:.3g} GB"
+            return f"what it saves is not known before the run{held}"
         computed = f"{self.cache.computed_forwards} of {self.num_forwards} forwards computed"
         return f"{computed}, at best {self.cache.ideal_speedup:.2f}x{held}"
 
@@ -207,6 +207,13 @@ def _flops(count: int) -> str:
     """A number of operations in words, four digits: "283.0 TFLOPs"."""
     power = max(0, min(5, (len(str(count)) - 1) // 3))
     return f"{count / 1000**power:,.4g} {('', 'k', 'M', 'G', 'T', 'P')[power]}FLOPs"
+
+
+def _bytes(count: int) -> str:
+    """A number of bytes in words, three digits: "201 MB"."""
+    power = max(0, min(3, (len(str(count)) - 1) // 3))
+    digits = f"{count / 1000**power:,.3g}" if count < 1e12 else f"{count / 1e9:,.0f}"
+    return f"{digits} {('bytes', 'kB', 'MB', 'GB')[power]}"
 
 
 def _prepared(

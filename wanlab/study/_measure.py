@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wanlab import runs, stages
-from wanlab.details import in_words
+from wanlab.details import in_words, telling
 from wanlab.errors import WanlabError, shorten
 from wanlab.models import Model
 from wanlab.pipeline import checked, full_spec
@@ -169,7 +169,7 @@ class Timing:
 
     def _rows(self) -> Iterator[tuple[str, ...]]:
         timings = [timing for timing in (self, self.against) if timing is not None]
-        yield ("seconds: median (IQR)", *(timing._label for timing in timings))
+        yield ("median (IQR)", *(timing._label for timing in timings))
         for name in (*STAGES, "total"):
             yield (name, *(_seconds(timing.stages[name]) for timing in timings))
         yield ("a step", *(_seconds(timing.step) for timing in timings))
@@ -256,7 +256,7 @@ def _labels(specs: Sequence[GenerationSpec]) -> list[str]:
     if len(specs) == 1:
         return ["spec"]
     differ = specs[0].diff(specs[1])
-    found = [in_words({name: values[i] for name, values in differ.items()}) for i in range(2)]
+    found = [in_words({name: differ[name][i] for name in telling(set(differ), specs)}) for i in range(2)]
     return [found[0] or "spec", found[1] or "against"]
 
 
@@ -308,4 +308,6 @@ def _ideal(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> float | None:
 
 
 def _seconds(samples: Samples) -> str:
-    return f"{samples.median:.4g} ({samples.iqr:.2g})"
+    """The median in the largest unit that leaves it 1 or more, and the spread in the same."""
+    unit, scale = next((u, s) for u, s in (("s", 1), ("ms", 1e3), ("µs", 1e6)) if samples.median * s >= 1 or u == "µs")
+    return f"{samples.median * scale:.4g} {unit} ({samples.iqr * scale:.2g})"

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 UNDECIDED = -1.0
 """What a step decides only when it runs."""
+_AGAIN = "Generate it again from its spec, or give the spec: show_plan(result.spec)"
 _COLOURS = {"decided at run time": "#e8c26a", "reused": "#dfe4ea", "computed": "#2f5d8a"}
 
 
@@ -108,8 +109,11 @@ def _of_result(run: caches.Run, result: Result) -> Strips:
     rows, found = _rows(run), result.ran.get("cache")
     if found is None:
         return Strips(run, rows)
+    shares = found.get("shares", found.get("hit_map"))  # runs made before there were shares tell the hit map alone
+    if shares is None:
+        raise WanlabError("The run's record does not say in which steps its cache reused something", remedy=_AGAIN)
     signals = {name: np.full(run.num_steps, math.nan) for name in rows}
-    for target, table in ((rows, found["shares"]), (signals, found["signals"])):
+    for target, table in ((rows, shares), (signals, found.get("signals", {}))):
         for path, steps in table.items():
             name = path.split("/")[1]
             row = target.setdefault(name, np.full(run.num_steps, math.nan))
@@ -119,11 +123,11 @@ def _of_result(run: caches.Run, result: Result) -> Strips:
 
 
 def _draw(strips: Strips, spec: GenerationSpec, has_run: bool) -> Figure:
-    from matplotlib.figure import Figure
+    from wanlab.figures import Picture
 
     num_rows, lower = len(strips.shares), bool(strips.signals)
     heights = [0.35 * num_rows + 0.1, *([1.6] if lower else [])]
-    figure = Figure(figsize=(8, 1.7 + sum(heights)), layout="constrained")
+    figure = Picture(figsize=(8, 1.7 + sum(heights)), layout="constrained")
     axes = figure.subplots(len(heights), 1, squeeze=False, sharex=True, height_ratios=heights)[:, 0]
     _draw_strips(axes[0], strips)
     if lower:

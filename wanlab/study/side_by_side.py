@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from wanlab import metrics, video
-from wanlab.details import in_words
+from wanlab.details import in_words, telling
 from wanlab.errors import WanlabError, shorten
 from wanlab.inline import enlargement, player
 from wanlab.result import Result
@@ -45,12 +45,17 @@ class Comparison:
     """
 
     results: tuple[Result, ...]
+    names: tuple[str, ...] = ()
+    """Labels that were given; empty makes them of the settings."""
 
     @cached_property
     def settings(self) -> list[dict[str, Any]]:
-        """For each result, its values of the settings in which any differs from the first: dotted name -> value."""
+        """For each result, its values of the settings in which any differs from the first: dotted name -> value.
+
+        An option that all methods here have at their own default is left out.
+        """
         diffs = [self.results[0].spec.diff(r.spec) for r in self.results]
-        names = sorted({name for diff in diffs for name in diff})
+        names = telling({name for diff in diffs for name in diff}, [r.spec for r in self.results])
         first = {name: diff[name][0] for diff in diffs for name in diff}
         return [{name: diff[name][1] if name in diff else first[name] for name in names} for diff in diffs]
 
@@ -58,9 +63,9 @@ class Comparison:
     def labels(self) -> list[str]:
         """For each result, the settings in which it differs from the first; the first shows its own values of them.
 
-        An option that the result's method lacks, or that is empty, is left out.
+        An option that the result's method lacks, or that is empty, is left out. Labels that were given are kept.
         """
-        return [in_words(values) or "same spec" for values in self.settings]
+        return list(self.names) or [in_words(values) or "same spec" for values in self.settings]
 
     @cached_property
     def sheet(self) -> pandas.DataFrame:
@@ -152,14 +157,21 @@ class Comparison:
         return f"Comparison({len(self.results)} results: {'; '.join(shorten(label, 60) for label in self.labels)})"
 
 
-def compare(*results: Result) -> Comparison:
-    """Put results side by side; the first is the reference. Raises WanlabError for fewer than two."""
+def compare(*results: Result, labels: Sequence[str] | None = None) -> Comparison:
+    """Put results side by side; the first is the reference.
+
+    labels: one a result, where specs do not tell what differs, such as an edit; by default the settings that differ.
+    Raises WanlabError for fewer than two results, and for labels of another number.
+    """
     if len(results) < 2 or not all(isinstance(r, Result) for r in results):
         raise WanlabError(
             f"compare takes two results or more, got {shorten([type(r).__name__ for r in results])}",
             remedy="compare(generate(model, ...), generate(model, ...))",
         )
-    return Comparison(tuple(results))
+    names = () if labels is None else tuple(labels)
+    if labels is not None and (isinstance(labels, str) or len(names) != len(results) or not all(names)):
+        raise WanlabError(f"labels = {shorten(labels)} for {len(results)} results", remedy="Give one text a result")
+    return Comparison(tuple(results), names)
 
 
 def composite(clips: Sequence[np.ndarray[Any, Any]], labels: Sequence[str]) -> np.ndarray[Any, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,11 @@ def _show(html: str, text: str) -> None:
     display({"text/html": html, "text/plain": text}, raw=True)
 
 
-def compare(*results: Result) -> Compare:
-    """Put results side by side; the first is the reference. Raises WanlabError for fewer than two."""
-    return Compare(checked(*results).results)
+def compare(*results: Result, labels: Sequence[str] | None = None) -> Compare:
+    """Put results side by side; the first is the reference.
+
+    labels: one a result, where specs do not tell what differs, such as an edit; by default the settings that differ.
+    Raises WanlabError for fewer than two results, and for labels of another number.
+    """
+    found = checked(*results, labels=labels)
+    return Compare(found.results, found.names)

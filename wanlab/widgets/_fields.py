@@ -18,7 +18,9 @@ from wanlab.files import read_json
 
 _LONG = 1_000  # characters from which a text gets several lines
 _LAYOUT = {"width": "330px", "max_width": "100%", "flex": "0 1 330px"}
-_LABEL = {"description_width": "130px"}
+_LABEL = 130  # pixels of a name, more where it is longer
+_LETTER = 8.4
+_BOX = 290  # pixels for a checkbox and its name
 
 Schema = Mapping[str, Any]
 
@@ -74,7 +76,9 @@ class Words(Field):
     """One of some words."""
 
     def __init__(self, name: str, schema: Schema) -> None:
-        super().__init__(name, schema, widgets.Dropdown(options=list(schema["enum"]), layout=_LAYOUT, style=_LABEL))
+        super().__init__(
+            name, schema, widgets.Dropdown(options=list(schema["enum"]), layout=_LAYOUT, style=_label(name))
+        )
 
     def write(self, value: Any) -> None:
         if value not in self.widget.options:  # a model offers fewer words; what the spec says is shown all the same
@@ -92,7 +96,9 @@ class Switch(Field):
     """Yes or no."""
 
     def __init__(self, name: str, schema: Schema) -> None:
-        super().__init__(name, schema, widgets.Checkbox(indent=True, layout=_LAYOUT, style=_LABEL))
+        left = min(_LABEL, round(_BOX - _LETTER * len(name.rpartition(".")[2])))
+        style = {"description_width": f"{left}px"}
+        super().__init__(name, schema, widgets.Checkbox(indent=True, layout=_LAYOUT, style=style))
 
 
 class Line(Field):
@@ -102,9 +108,9 @@ class Line(Field):
         self.is_long = schema.get("maxLength", 0) >= _LONG
         if self.is_long:
             layout = {"width": "100%", "height": "66px"}
-            widget: Any = widgets.Textarea(continuous_update=False, layout=layout, style=_LABEL)
+            widget: Any = widgets.Textarea(continuous_update=False, layout=layout, style=_label(name))
         else:
-            widget = widgets.Text(continuous_update=False, layout=_LAYOUT, style=_LABEL)
+            widget = widgets.Text(continuous_update=False, layout=_LAYOUT, style=_label(name))
         super().__init__(name, schema, widget)
 
 
@@ -114,15 +120,15 @@ class Data(Field):
     A browser's own number inputs would not do: they change what is typed ("2.5" is 25, "x" the old number), silently.
     """
 
-    def __init__(self, name: str, schema: Schema, optional: bool) -> None:
-        self._optional = optional
+    def __init__(self, name: str, schema: Schema, empty: str = "") -> None:
+        self._optional = bool(empty)
         kinds = {schema.get("type"), *(choice.get("type") for choice in schema.get("anyOf", ()))}
         self._is_number = bool(kinds & {"integer", "number"})
-        hint = "empty: the model's own" if optional else ""
+        hint = f"empty: {empty}" if empty else ""
         super().__init__(
             name,
             schema,
-            widgets.Text(placeholder=hint, continuous_update=False, layout=_LAYOUT, style=_LABEL),
+            widgets.Text(placeholder=hint, continuous_update=False, layout=_LAYOUT, style=_label(name)),
         )
 
     def read(self) -> Any:
@@ -144,17 +150,20 @@ class Data(Field):
 
 
 class Mask(Field):
-    """A list of yes and no, typed as 1 and 0: "11010"."""
+    """A list of yes and no, typed as 1 and 0: "11010"; where it is optional, nothing is none."""
 
-    def __init__(self, name: str, schema: Schema) -> None:
+    def __init__(self, name: str, schema: Schema, optional: bool = False) -> None:
+        self._optional = optional
         super().__init__(
             name,
             schema,
-            widgets.Text(placeholder="1 or 0 a step", continuous_update=False, layout=_LAYOUT, style=_LABEL),
+            widgets.Text(placeholder="1 or 0 a step", continuous_update=False, layout=_LAYOUT, style=_label(name)),
         )
 
     def read(self) -> Any:
         text = re.sub(r"[\s,]", "", self.widget.value)
+        if not text and self._optional:
+            return None
         if not re.fullmatch("[01]*", text):
             raise WanlabError(
                 f"{self.name} = {shorten(text, 80)} is no mask", remedy="Write 1 or 0 for each step: 1010"
@@ -162,16 +171,22 @@ class Mask(Field):
         return [c == "1" for c in text]
 
     def write(self, value: Any) -> None:
-        self.widget.value = "".join("01"[bool(v)] for v in value)
+        self.widget.value = "" if value is None and self._optional else "".join("01"[bool(v)] for v in value)
 
 
-def make_field(name: str, schema: Schema) -> Field | None:
-    """The input for a setting; None where there is nothing to choose, and for records such as media."""
+def make_field(name: str, schema: Schema, empty: str = "the model's own") -> Field | None:
+    """The input for a setting; None where there is nothing to choose, and for records such as media.
+
+    empty: what an input means that is left empty, where that is legal.
+    """
     if "anyOf" in schema:
         inner = [s for s in schema["anyOf"] if s.get("type") != "null"]
         if any("$ref" in s for s in inner):
             return None
-        return Data(name, schema, optional=len(inner) < len(schema["anyOf"]))
+        optional = len(inner) < len(schema["anyOf"])
+        if len(inner) == 1 and _is_mask(inner[0]):
+            return Mask(name, schema, optional)
+        return Data(name, schema, empty if optional else "")
     if "const" in schema:
         return None
     kind = schema.get("type")
@@ -183,6 +198,13 @@ def make_field(name: str, schema: Schema) -> Field | None:
         return Line(name, schema)
     if kind == "array" and (schema.get("maxItems") == 0 or "$ref" in schema.get("items", {})):
         return None
-    if kind == "array" and schema.get("items", {}).get("type") == "boolean":
-        return Mask(name, schema)
-    return Data(name, schema, optional=False)
+    return Mask(name, schema) if _is_mask(schema) else Data(name, schema)
+
+
+def _label(name: str) -> dict[str, str]:
+    """The style in which a setting's name is not cut."""
+    return {"description_width": f"{max(_LABEL, round(_LETTER * len(name.rpartition('.')[2])))}px"}
+
+
+def _is_mask(schema: Schema) -> bool:
+    return schema.get("type") == "array" and schema.get("items", {}).get("type") == "boolean"

@@ -142,7 +142,10 @@ class SpecForm(widgets.VBox):
             leaf = name.partition(".")[2]
             if name not in FRONT and (part in _ALWAYS or field.is_other_than(self._usual[part][leaf])):
                 words.append(field.words() if leaf == "method" else f"{leaf} {field.words()}")
-        words += [f"{name} {field.words()}" for name, field in self._options.get(part, {}).items()]
+        if part in self._options:
+            usual = _defaults(self._shown[part])
+            changed = ((n, f) for n, f in self._options[part].items() if n not in usual or f.is_other_than(usual[n]))
+            words += [f"{name} {field.words()}" for name, field in changed]
         return ellipsis(f"{part} · {', '.join(words)}" if words else part, _TITLE)
 
     def _visible(self, part: str) -> Iterable[tuple[str, Field]]:
@@ -165,7 +168,7 @@ class SpecForm(widgets.VBox):
         """Inputs for the options of the part's method, with `values` over the method's own defaults."""
         cls = self._option_class(part)
         is_new = self._shown.get(part) is not cls
-        fields = {f.name.partition(".")[2]: f for f in _fields_of(cls, part)} if is_new else self._options[part]
+        fields = {f.name.partition(".")[2]: f for f in _fields_of(cls, part, "None")} if is_new else self._options[part]
         quiet, self._quiet = self._quiet, True
         try:
             for name, value in {**self._first_masks(fields), **_defaults(cls), **values}.items():
@@ -253,11 +256,14 @@ class SpecForm(widgets.VBox):
                 group.layout.display = None if shown else "none"
 
 
-def _fields_of(record: type[Part], prefix: str) -> list[Field]:
-    """An input for each field of a record that leaves a choice, named `prefix.field`; methods' options have none."""
+def _fields_of(record: type[Part], prefix: str, empty: str = "the model's own") -> list[Field]:
+    """An input for each field of a record that leaves a choice, named `prefix.field`; methods' options have none.
+
+    empty: what an optional field means that is left empty.
+    """
     schema = record.model_json_schema()
     properties = {n: s for n, s in schema.get("properties", {}).items() if n != "options"}
-    found = (make_field(f"{prefix}.{name}", node) for name, node in properties.items())
+    found = (make_field(f"{prefix}.{name}", node, empty) for name, node in properties.items())
     return [field for field in found if field is not None]
 
 

@@ -7,7 +7,7 @@ import io
 from matplotlib.figure import Figure
 
 
-class HeatMap(Figure):
+class Picture(Figure):
     """A matplotlib figure outside pyplot, so that nothing has to close it."""
 
     def _repr_png_(self) -> bytes:
