@@ -4,6 +4,8 @@ nothing."""
 from __future__ import annotations
 
 import functools
+import signal
+import sys
 import threading
 import weakref
 from collections import defaultdict
@@ -232,6 +234,46 @@ def test_errors_detach_and_leave_a_readable_trace(wan: Model, step: int, error: 
     assert wan.attachments() == []
     assert trace.array("blocks.*.out").axes["step"] == tuple(range(step + 1))
     assert torch.equal(run(wan), plain)
+
+
+def interrupted_at(line: int, what: Callable[[], Any]) -> tuple[bool, bool]:
+    """Press Ctrl-C at the n-th line that probe and sites run; whether there was such a line, and whether it acted."""
+    left, acted = line, False
+
+    def watch(frame: Any, event: str, _: Any) -> Any:
+        nonlocal left
+        if not frame.f_code.co_filename.endswith(("/probe/_edit.py", "/probe/_record.py", "/sites/chain.py")):
+            return None
+        left -= event == "line"
+        if event == "line" and left == 0:
+            signal.raise_signal(signal.SIGINT)
+        return watch
+
+    before = sys.gettrace()
+    sys.settrace(watch)
+    try:
+        with what():
+            pass
+    except KeyboardInterrupt:
+        acted = True
+    finally:
+        sys.settrace(before)
+    return left <= 0, acted
+
+
+@pytest.mark.parametrize("kind", ["edit", "record"])
+def test_ctrl_c_at_any_line_leaves_nothing(wan: Model, kind: str) -> None:
+    attach = {
+        "edit": lambda: probe.edit(wan, "blocks.0.out", lambda tensor, ctx: tensor),
+        "record": lambda: probe.record(wan, "blocks.0.out"),
+    }[kind]
+    line, reached = 1, True
+    while reached:
+        reached, acted = interrupted_at(line, attach)
+        assert wan.attachments() == [], line
+        assert acted == reached, line
+        line += 1
+    assert line > 40
 
 
 def test_an_error_while_attaching_leaves_nothing(wan: Model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from wanlab.errors import WanlabError
 from wanlab.probe._names import Place, Where, calls, missing, places
 from wanlab.sites import AttentionSite, Handle, StepContext, Streams
+from wanlab.watch import Interrupts
 
 Edit = Callable[[Tensor, StepContext], Tensor]
 SIDES = ("in", "out")
@@ -44,16 +45,18 @@ def edit(
     clock = _Clock(fn, steps, branches)
     handles: list[Handle] = []
     handle = Handle.join(handles)
-    try:
-        handles.append(model.on_begin(clock.begin))
-        for place, side in chosen:
-            patch: Callable[..., Any] = _AttentionEdit(clock, side, f"{place.where.site}.{side}")
-            if not place.where.part:
-                patch = functools.partial(_block, clock, side, place, stream)
-            handles.append(place.site.wrap(patch, "edit"))
-        yield
-    finally:
-        handle.remove()
+    with Interrupts() as interrupts:
+        try:
+            handles.append(model.on_begin(clock.begin))
+            for place, side in chosen:
+                patch: Callable[..., Any] = _AttentionEdit(clock, side, f"{place.where.site}.{side}")
+                if not place.where.part:
+                    patch = functools.partial(_block, clock, side, place, stream)
+                handles.append(place.site.wrap(patch, "edit"))
+            with interrupts.let_through():
+                yield
+        finally:
+            handle.remove()
 
 
 def _select(model: Any, pattern: str) -> list[tuple[Place, str]]:

@@ -23,6 +23,7 @@ from wanlab.probe._names import STACK, Place, Where, select
 from wanlab.probe._trace import Pending, Series, Trace
 from wanlab.probe._words import positions
 from wanlab.sites import AttentionSite, Handle, StepContext, Streams
+from wanlab.watch import Interrupts
 
 CHUNK_BYTES = 256 << 20
 MAIN = ("video", "image")
@@ -68,14 +69,16 @@ def record(
     recorder = Recorder(trace, Store(keep), chunk_bytes, positions(keep.tokens, trace.pieces))
     handles: list[Handle] = []
     handle = Handle.join(handles)
-    try:
-        recorder.attach(model, chosen, inside, handles)
-        yield trace
-    finally:
-        handle.remove()
-        recorder.finish()
-        if keep.folder is not None and trace.data:
-            trace.save(Path(keep.folder))
+    with Interrupts() as interrupts:
+        try:
+            recorder.attach(model, chosen, inside, handles)
+            with interrupts.let_through():
+                yield trace
+        finally:
+            handle.remove()
+            recorder.finish()
+            if keep.folder is not None and trace.data:
+                trace.save(Path(keep.folder))
 
 
 class Recorder:

@@ -22,6 +22,7 @@ from wanlab.files import atomic_write
 from wanlab.sites import Handle, Stack, StepContext, Streams
 from wanlab.spec import GenerationSpec
 from wanlab.study._calibration import METHODS, Calibration
+from wanlab.watch import Interrupts
 
 ENOUGH = 50
 """Prompts from which on a polynomial of TeaCache no longer moves much, by what its users tell."""
@@ -134,13 +135,15 @@ def _recording(model: Any, recorder: _Recorder) -> Iterator[None]:
     """The recorder outside the cache layer of every expert's stack while inside."""
     handles: list[Handle] = []
     handle = Handle.join(handles)
-    try:
-        handles.append(model.on_begin(recorder.begin))
-        for stack in model.stacks.values():
-            handles.append(stack.site.wrap(_wrapper(recorder, stack), "recorder"))
-        yield
-    finally:
-        handle.remove()
+    with Interrupts() as interrupts:
+        try:
+            handles.append(model.on_begin(recorder.begin))
+            for stack in model.stacks.values():
+                handles.append(stack.site.wrap(_wrapper(recorder, stack), "recorder"))
+            with interrupts.let_through():
+                yield
+        finally:
+            handle.remove()
 
 
 def _wrapper(recorder: _Recorder, stack: Stack) -> Callable[..., Streams]:

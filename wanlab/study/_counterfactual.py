@@ -136,12 +136,13 @@ def counterfactual(model: Any, spec: GenerationSpec, *, against: str = "trajecto
             "This spec has no cache, so nothing is reused", remedy='Give one: spec.with_(cache="easycache")'
         )
     checked(model, spec)
-    with Interrupts() as interrupts, held(model, spec, interrupts), interrupts.let_through():
-        text, conditions = encode_text(model, spec), encode_conditions(model, spec)
+    with Interrupts() as interrupts, held(model, spec, interrupts):
+        with interrupts.let_through():
+            text, conditions = encode_text(model, spec), encode_conditions(model, spec)
         with caches.attach(model, spec) as cache:
             assert cache is not None, "a method other than none"
             recorder = _Recorder(cache)
-            with recorder.attach(model):
+            with recorder.attach(model), interrupts.let_through():
                 latents = denoise(model, spec.with_(cache="none"), text, conditions)
             return Counterfactual(spec, tuple(recorder.rows), latents, cache.report())
 
