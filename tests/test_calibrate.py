@@ -168,6 +168,13 @@ def test_interrupted(model: Model, tmp_path: Path, at: int) -> None:
     assert torch.equal(wanlab.generate(model, spec).latents, fresh)
 
 
+def test_nothing_is_measured_under_a_cache(model: Model) -> None:
+    spec = model.spec(prompt=PROMPTS[0], num_steps=8, cache={"method": "fixed", "mask": [True, False] * 4})
+    with caches.attach(model, spec), pytest.raises(WanlabError, match="without one"):
+        calibrate(model, PROMPTS[:1], "magcache", spec=spec)
+    assert model.attachments() == []
+
+
 def test_flux_is_measured_by_its_modulated_input(flux: Model) -> None:
     found = calibrate(flux, PROMPTS, "teacache", spec=flux.spec(num_steps=STEPS))
     assert found.ret_coefficients == {}

@@ -49,13 +49,18 @@ def calibrate(  # noqa: PLR0913 - a method's own settings are none of the spec's
     spec: its settings, the model's own by default; no cache and branches one after another.
     on_progress(done, total) after every clip. `save`: a JSON file, written when all is done. Costs a generation
     without decoding for every prompt and seed. Interrupted, nothing stays attached and nothing is written.
-    Raises WanlabError where a branch does not run at every step, and for too few steps.
+    Raises WanlabError where a branch does not run at every step, for too few steps, and under a cache.
     """
     if method not in METHODS:
         raise unknown("method to calibrate", method, METHODS)
     if isinstance(prompts, str) or not prompts or not seeds:
         raise WanlabError(
             f"prompts = {shorten(prompts, 60)}, seeds = {shorten(seeds, 60)}", remedy="Give a list of each"
+        )
+    if cached := [name for name in model.attachments() if name.endswith(": cache")]:
+        raise WanlabError(
+            f"A cache is attached to {model.id} ({cached[0]}), and constants are measured without one",
+            remedy="Leave its `with` block first, or call its handle's remove()",
         )
     base = (model.spec() if spec is None else spec).with_(cache="none", batch_branches=False)
     run = caches.Run.of(model, base.resolve(model))

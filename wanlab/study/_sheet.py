@@ -31,7 +31,7 @@ _OWN = {
     "ideal_speedup": (_TIMES, "forwards over the sum of the shares that were computed; what free reuse would give"),
     "realised_speedup": (_TIMES, "the first result's seconds of denoising over this one's; loading counts, if any"),
     "efficiency": (_SHARE, "realised over ideal speed-up"),
-    "state_bytes": (_BYTES, "what the cache held at the end of the run"),
+    "state_bytes": (_BYTES, "what the cache held at the most"),
     "peak_bytes": (_BYTES, "peak memory of the GPU, on the CPU of the process"),
 }
 _WHOLE = ("max_abs_diff_levels", "skipped_forwards", "state_bytes", "peak_bytes")
