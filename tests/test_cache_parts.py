@@ -178,6 +178,9 @@ def test_counted_calls_shares_and_bytes(case: Callable[[str], Case], family: str
         assert not torch.equal(stepper.run().latents, plain)
         report = cache.report()
         assert report.state_bytes == caches.predict_bytes(model, spec)
+        planned = caches.prepared(model, spec).schedule(run)
+        told = [report.shares[f"{expert}/{branch}/-1"][step] for step, expert, branch in run.forwards]
+        assert planned == pytest.approx(told, abs=1e-12)
         forced = cache.forced(run)
     assert forced is not None
     assert report.reused > 0

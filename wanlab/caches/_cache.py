@@ -120,6 +120,10 @@ class Cache(abc.ABC):
         """Forwards that compute whatever the method finds, by the clock's branch: one entry a step; None: not known."""
         return None
 
+    def schedule(self, run: Run) -> list[float] | None:
+        """The share of the blocks' work in each of `run.forwards`, where that is known before; None where it is not."""
+        return None
+
     @abc.abstractmethod
     def predict(self, run: Run) -> int:
         """Bytes of state that a run of one expert will hold at its end, from the model's configuration alone."""

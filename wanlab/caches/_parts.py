@@ -44,8 +44,8 @@ class Unit:
 class Plan:
     """What a cache of parts will do in a run."""
 
-    whole: list[bool] = field(default_factory=list)
-    """For each of `run.forwards`, whether all parts that the method keeps are computed."""
+    reused: list[list[Unit]] = field(default_factory=list)
+    """For each of `run.forwards`, the modules that are not computed."""
     computed: Counter[tuple[str, str, Unit]] = field(default_factory=Counter)
     """(expert, branch, unit) -> forwards that compute it."""
 
@@ -99,7 +99,7 @@ class PartCache(Weighed):
         units = {expert: [u for u in kept_units(run, expert) if self.keeps(u.part)] for expert in set(run.experts)}
         for step, expert, branch in run.forwards:
             skipped = run.skip_blocks.get((step, branch.split("+")[0]), ())
-            found = True
+            reused = []
             for unit in units[expert]:
                 if unit.main is not None and unit.main in skipped:
                     continue
@@ -109,15 +109,27 @@ class PartCache(Weighed):
                     kept[key] = step
                     plan.computed[key] += 1
                 else:
-                    found = False
+                    reused.append(unit)
             indices[expert, branch] += 1
-            plan.whole.append(found)
+            plan.reused.append(reused)
         return plan
 
     def forced(self, run: Run) -> Mapping[str, list[bool]] | None:
         """Branch -> for each step, whether everything is computed, which is known before the run; True where it is not
         run."""
-        return run.by_branch(self.plan(run).whole)
+        return run.by_branch(not reused for reused in self.plan(run).reused)
+
+    def schedule(self, run: Run) -> list[float] | None:
+        self._model = self._model or run.model
+        found = []
+        for (step, expert, name), reused in zip(run.forwards, self.plan(run).reused, strict=True):
+            key = (step, name.split("+")[0])
+            nag = (1.0, 1.0, 1.0) if key in run.nag else None  # the operations do not depend on its numbers
+            works = self.works(expert, Branch(name, {}, skip_blocks=run.skip_blocks.get(key, ()), nag=nag))
+            total = sum(works.values())
+            left = sum(works[unit.entry, unit.part] for unit in reused)
+            found.append((total - left) / total if reused else 1.0)
+        return found
 
     def predict(self, run: Run) -> int:
         width = self._itemsize(run)

@@ -30,6 +30,8 @@ class Run:
     """The model's, from its definition."""
     skip_blocks: Mapping[tuple[int, str], tuple[int, ...]] = field(default_factory=dict)
     """(step, branch) -> blocks that its guidance leaves out, indices as in `Stack.main`."""
+    nag: frozenset[tuple[int, str]] = frozenset()
+    """(step, branch) with normalized attention guidance."""
 
     @classmethod
     def of(cls, model: Any, spec: GenerationSpec) -> Run:
@@ -39,7 +41,8 @@ class Run:
         branches = _branches(spec, sigmas, experts)
         names = tuple(tuple(branch.name for branch in found) for found in branches)
         skipped = {(step, b.name): b.skip_blocks for step, found in enumerate(branches) for b in found}
-        return cls(model, spec, sigmas, experts, names, model.constants, skipped)
+        nag = frozenset((step, b.name) for step, found in enumerate(branches) for b in found if b.nag is not None)
+        return cls(model, spec, sigmas, experts, names, model.constants, skipped, nag)
 
     @property
     def num_steps(self) -> int:
@@ -102,6 +105,7 @@ class Run:
             experts=(expert,) * len(steps),
             branches=tuple(self.branches[step] for step in steps),
             skip_blocks=skipped,
+            nag=frozenset((steps.index(step), name) for step, name in self.nag if step in steps),
         )
 
     def steps_of(self, expert: str) -> list[int]:

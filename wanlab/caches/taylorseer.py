@@ -90,6 +90,11 @@ class TaylorSeer(PartCache):
             found.append((*key, known[key] if is_due else 0))
         return found
 
+    def schedule(self, run: Run) -> list[float] | None:
+        if self.options.modules == "all":
+            return super().schedule(run)
+        return [1.0 if known else 0.0 for _, _, known in self._outputs(run)]
+
     def predict(self, run: Run) -> int:
         return super().predict(run) if self.options.modules == "all" else self._output_bytes(run)
 

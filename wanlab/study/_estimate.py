@@ -274,16 +274,22 @@ def _floors(card: Card | None, forward: int, run: int, num_steps: int) -> dict[s
 
 
 def _predicted(model: Model, spec: GenerationSpec, num_forwards: int) -> CachePrediction:
-    """What the spec's cache will do: of a method that lowers to a mask all of it, of others the bytes.
+    """What the spec's cache will do: all of it where that is known before the run, else the bytes.
 
     This is the one place that asks the caches.
     """
     if spec.cache.method == "none":
         return CachePrediction(0, num_forwards, 1.0)
     num_bytes, executor = caches.predict_bytes(model, spec), caches.prepared(model, spec)
+    assert executor is not None, "none was answered above"
+    computed, run = 0, caches.Run.of(model, spec)
+    if (shares := executor.schedule(run)) is not None:
+        weights = [branch.count("+") + 1 for _, _, branch in run.forwards]
+        done = sum(weight * share for weight, share in zip(weights, shares, strict=True))
+        whole = sum(weight for weight, share in zip(weights, shares, strict=True) if share >= 1)
+        return CachePrediction(num_bytes, whole, num_forwards / done)
     if not isinstance(executor, Fixed):
         return CachePrediction(num_bytes)
-    computed, run = 0, caches.Run.of(model, spec)
     for step, expert, branch in run.forwards:
         ctx = StepContext(step, run.num_steps, run.sigmas[step], expert=expert, branch=branch)
         if executor.decide(ctx) or (step, branch) in run.begins:

@@ -93,6 +93,10 @@ def _of_spec(run: caches.Run) -> Strips:
     rows, cache = _rows(run), caches.prepared(run.model, run.spec)
     if cache is None:
         return Strips(run, rows)
+    if (shares := cache.schedule(run)) is not None:
+        for (step, _, name), share in zip(run.forwards, shares, strict=True):
+            rows[name][step] = share
+        return Strips(run, rows)
     planned = (
         {n: cache.options.branch_masks.get(n, cache.options.mask) for n in rows} if isinstance(cache, Fixed) else None
     )
