@@ -41,7 +41,7 @@ demo: install
 test: install
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 # The browser is the system's Chromium (Debian: apt-get install chromium). WANLAB_SCREENSHOTS=docs renews the README's pictures.
 browser: $(VENV)/.browser

@@ -173,6 +173,7 @@ def test_what_does_not_fit_a_run_is_refused(wan: Model, tmp_path_factory: pytest
 
     refused(wan, "8 steps whatever they contain", "easycache")
     refused(wan, "nothing is left to reuse", "dbcache", num_first=3, num_last=1)
+    refused(wan, "Give num_first and num_last that sum to less than 4", "dbcache", 30)
     refused(wan, "first 8 and the last 0 blocks, and transformer has 4", "dbcache", 30)
     refused(wan, "2 entries for 8 steps", "dbcache", num_first=1, mask=[True, False])
     refused(wan, "starts with False", "dbcache", 2, num_first=1, mask=[False, True])

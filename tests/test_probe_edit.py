@@ -99,6 +99,21 @@ def test_steps_and_branches_choose(wan: Model) -> None:
         assert torch.equal(run(wan), run(wan))
 
 
+def test_an_edit_that_cannot_act_is_told(wan: Model) -> None:
+    with (
+        pytest.raises(WanlabError, match=r"'?blocks\.2\.out'? is for steps range\(50, 60\).*Give steps from 0 to"),
+        probe.edit(wan, "blocks.2.out", lambda x, ctx: x, steps=range(50, 60)),
+    ):
+        run(wan)
+    assert wan.attachments() == []
+    with (
+        pytest.warns(UserWarning, match=r"branches \['conditional'\], and there were cond, uncond") as told,
+        probe.edit(wan, "blocks.2.out", lambda x, ctx: 0 * x, branches=["conditional"]),
+    ):
+        run(wan)
+    assert told[0].filename == __file__
+
+
 def test_batched_branches_are_edited_apart(wan: Model) -> None:
     plain = run(wan, batch_branches=True)
     with probe.edit(wan, "blocks.2.out", lambda x, ctx: x.clone()):

@@ -135,6 +135,7 @@ def test_a_token_video_is_the_map(trace: probe.Trace, model: Model) -> None:
     assert np.array_equal(clip[1], clip[4])
     assert not np.array_equal(clip[4], clip[5])
     assert "<video" in clip._repr_html_()
+    assert str(clip) == "Clip('cat, blocks.1.cross', (9, 32, 48, 3))"
     single = trace.token_video("blocks.*.cross", token=2, branch="uncond")
     assert not np.array_equal(single, clip)
     over = trace.token_video("blocks.1.cross", word="cat", steps=[1, 2], over=np.full((9, 32, 48, 3), 255, np.uint8))
@@ -150,6 +151,8 @@ def test_what_a_token_video_needs(trace: probe.Trace, model: Model) -> None:
         trace.token_video("blocks.1.cross", token=64)
     with pytest.raises(WanlabError, match="Unknown name in this trace"):
         trace.token_video("blocks.1.self", token=0)
+    with pytest.raises(WanlabError, match="over takes frames, got list"):
+        trace.token_video("blocks.1.cross", token=0, over=[])
     with pytest.raises(WanlabError, match="No map of"):
         trace.token_video("blocks.1.cross", token=0, steps=[7])
     with (

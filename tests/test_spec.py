@@ -168,6 +168,7 @@ def test_an_option_of_another_method_is_refused(spec: GenerationSpec) -> None:
 def test_illegal_options_are_refused(spec: GenerationSpec) -> None:
     assert "cache.period = 0 is not allowed" in refusal(spec, cache={"method": "test_periodic", "period": 0})
     assert "cache.mask is missing" in refusal(spec, cache="test_strict")
+    assert "Give cache.mask. One entry for each step" in refusal(spec, cache="fixed")
     assert "not a finite number" in refusal(spec, cache={"method": "test_periodic", "threshold": float("nan")})
     assert spec.with_(cache="test_strict", cache__mask=[True, False]).cache.bind().model_dump() == {
         "mask": (True, False)

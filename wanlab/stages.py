@@ -57,9 +57,9 @@ def denoise(
     """Run the sampler; the spec's attention, cache and compile are attached for its duration only.
 
     `latents`: pure noise (B, C, T, H, W) of any batch, text of batch 1 is shared; or a saved `SamplerState` to go
-    on from; None draws the noise of the spec's seed. Returns the clean latents (B, C, T, H, W), float32 on the model's
-    device. Raises WanlabError for conditions and latents of another spec, and naming the step when a prediction is
-    not finite.
+    on from, where a cache begins empty: whatever it plans, the first step computes; None draws the noise of the spec's
+    seed. Returns the clean latents (B, C, T, H, W), float32 on the model's device. Raises WanlabError for conditions
+    and latents of another spec, and naming the step when a prediction is not finite.
     """
     return denoise_recorded(model, spec, text, conditions, latents, on_step)[0]
 

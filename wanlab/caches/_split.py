@@ -48,10 +48,15 @@ class Split(Weighed):
                 raise WanlabError(
                     f"{self.method} always runs the first {self.num_first} and the last {self.num_last} blocks, and "
                     f"{expert} has {num_blocks}: nothing is left to reuse",
-                    remedy="Give num_first and num_last that are fewer together, e.g. num_first=1"
-                    if "num_first" in type(self.options).model_fields
-                    else "Set cache to none",
+                    remedy=self._fewer(num_blocks),
                 )
+
+    def _fewer(self, num_blocks: int) -> str:
+        """What to do where no block is left."""
+        names = [n for n in ("num_first", "num_last") if self.options is not None and hasattr(self.options, n)]
+        if not names or num_blocks < 2:
+            return "Set cache to none"
+        return f"Give {' and '.join(names)} that sum to less than {num_blocks}, or set cache to none"
 
     def around_forward(self, call: Callable[..., Tensor], latents: Tensor, ctx: StepContext, branch: Branch) -> Tensor:
         self._branch = branch

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from wanlab.errors import WanlabError
+from wanlab.errors import WanlabError, shorten
 from wanlab.probe._names import Place, Where, calls, missing, places
 from wanlab.sites import AttentionSite, Handle, StepContext, Streams
 from wanlab.watch import Interrupts
@@ -39,10 +40,12 @@ def edit(
     `fn` gets one guidance branch at a time, whose name is in `ctx.branch`, and returns a tensor of the same shape and
     dtype, the same one to leave it; only in `steps` and `branches`, by default all. `stream`: which token tensor of a
     block; by default "video" or "image", of control blocks what they carry on. Raises WanlabError for a site that is
-    not there, while another thread generates, and in the forward for a tensor that does not fit.
+    not there, while another thread generates, and in the forward for a tensor that does not fit or steps that the run
+    lacks; branches that no run had are a warning at the end. No spec tells of an edit: a result's `ran["attachments"]`
+    does, which is `resolved` in its run.json.
     """
     chosen = _select(model, site)
-    clock = _Clock(fn, steps, branches)
+    clock = _Clock(fn, steps, branches, site=site)
     handles: list[Handle] = []
     handle = Handle.join(handles)
     with Interrupts() as interrupts:
@@ -55,6 +58,7 @@ def edit(
                 handles.append(place.site.wrap(patch, "edit"))
             with interrupts.let_through():
                 yield
+            clock.check_branches()
         finally:
             handle.remove()
 
@@ -81,8 +85,25 @@ class _Clock:
     branches: Collection[str] | None
     ctx: StepContext | None = None
 
+    site: str = ""
+    seen: set[str] = field(default_factory=set)
+    """Guidance branches of the runs."""
+
     def begin(self, ctx: StepContext) -> None:
         self.ctx = ctx
+        self.seen.update(ctx.branch.split("+"))
+        if self.steps and not any(0 <= step < ctx.num_steps for step in self.steps):
+            raise WanlabError(
+                f"The edit of {self.site} is for steps {shorten(self.steps)}, and the run has {ctx.num_steps}",
+                remedy=f"Give steps from 0 to {ctx.num_steps - 1}",
+            )
+
+    def check_branches(self) -> None:
+        """Warn where runs had none of the branches: they are what they would be without the edit."""
+        if self.branches and self.seen and not self.seen.intersection(self.branches):
+            known = ", ".join(sorted(self.seen))
+            text = f"The edit of {self.site} is for branches {shorten(list(self.branches))}, and there were {known}."
+            warnings.warn(f"{text} Nothing was edited.", stacklevel=4)
 
     def __call__(self, tensor: Tensor, name: str) -> Tensor:
         """The tensor with each branch's part edited; itself where nothing was."""

@@ -36,6 +36,9 @@ class Clip(np.ndarray):
         is_clip = self.ndim == 4 and self.shape[-1] == 3 and self.dtype == np.uint8
         return inline.player(np.asarray(self), self.fps, self.title) if is_clip else None
 
+    def __str__(self) -> str:
+        return repr(self)
+
     def __repr__(self) -> str:
         return f"Clip({self.title!r}, {self.shape})" if self.title else super().__repr__()
 
@@ -159,6 +162,8 @@ def _coloured(maps: np.ndarray, over: np.ndarray | None) -> np.ndarray:
     unit = (maps - maps.min()) / spread if spread > 0 else np.zeros_like(maps)
     colours = colormaps[_COLOURS](unit)[..., :3]
     if over is not None:
+        if not isinstance(over, np.ndarray):
+            raise WanlabError(f"over takes frames, got {type(over).__name__}", remedy="Give Result.frames")
         if over.shape != colours.shape:
             raise WanlabError(f"The frames to lay it over are {over.shape}, and the map is {colours.shape}")
         colours = 0.5 * colours + 0.5 * over / 255

@@ -76,7 +76,7 @@ def _problem(error: dict[str, Any], cls: type[BaseModel], prefix: str) -> Wanlab
         fields = _fields_at(cls, loc[:-1])
         return WanlabError(f"Unknown setting {name!r}", choices=fields, remedy=nearest(str(loc[-1]), fields))
     if kind == "missing":
-        return WanlabError(f"{name} is missing", remedy=f"Give {name}.")
+        return WanlabError(f"{name} is missing", remedy=f"Give {name}. {_meaning(cls, loc)}".rstrip())
     if kind == "value_error" and isinstance(context.get("error"), WanlabError):
         inner = context["error"]
         return WanlabError(f"{name}: {inner.problem}", choices=inner.choices, remedy=inner.remedy)
@@ -107,6 +107,12 @@ def _fields_at(cls: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
         if here is None:
             return []
     return sorted(f.alias or n for n, f in here.model_fields.items())
+
+
+def _meaning(cls: type[BaseModel], loc: tuple[int | str, ...]) -> str:
+    """The text under the field at `loc` of `cls` itself; empty deeper down or where there is none."""
+    field = cls.model_fields.get(loc[0]) if len(loc) == 1 and isinstance(loc[0], str) else None
+    return (field.description or "") if field else ""
 
 
 def _record(annotation: Any) -> type[BaseModel] | None:

@@ -96,6 +96,9 @@ class Calibration(Part):
             raise WanlabError(f"This calibration has no {name}", remedy="Leave ret_steps out")
         return found if len(found) > 1 else next(iter(found.values()))
 
+    def __str__(self) -> str:
+        return repr(self)
+
     def __repr__(self) -> str:
         return f"Calibration({self._words()})"
 

@@ -135,6 +135,9 @@ class Estimate:
         for name, floor in self.floors.items():
             assert self.card is not None, "floors are a card's"
             times = f"{floor.forward:.3g} s a forward, {floor.step:.3g} s a step, {floor.run:.4g} s the run"
+            if self.spec.cache.method != "none":
+                saved = self.cache.ideal_speedup
+                times += " with no cache" if saved is None else f", {floor.run / saved:.4g} s with the cache"
             yield f"floor on {self.card.name}", f"{times} at {floor.rate / 1e12:,.4g} TFLOP/s ({name}; {floor.source})"
         parts = ", ".join(f"{name} {_bytes(n)}" for name, n in self.weight_bytes.items())
         yield "weights", f"{_bytes(sum(self.weight_bytes.values()))} as {self.spec.weights.dtype}: {parts}"
@@ -280,7 +283,13 @@ def _predicted(model: Model, spec: GenerationSpec, num_forwards: int) -> CachePr
     """
     if spec.cache.method == "none":
         return CachePrediction(0, num_forwards, 1.0)
-    num_bytes, executor = caches.predict_bytes(model, spec), caches.prepared(model, spec)
+    num_bytes = caches.predict_bytes(model, spec)
+    try:
+        executor = caches.prepared(model, spec)
+    except WanlabError:
+        if not model.is_described:
+            raise
+        return CachePrediction(num_bytes)  # a plan that needs tensors of the weights, which are not here
     assert executor is not None, "none was answered above"
     computed, run = 0, caches.Run.of(model, spec)
     if (shares := executor.schedule(run)) is not None:
