@@ -121,14 +121,6 @@ def test_interrupted_inside_any_forward(model: Any, fresh: Any, kind: type[BaseE
     assert_like_fresh(model, fresh)
 
 
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """Python's own handler of SIGINT: a process that a shell started in the background ignores the signal."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("interruptible")
 def test_a_real_interrupt_at_any_moment(model: Any, fresh: Any) -> None:
     """SIGINT while something is attached, runs or is detached; which instruction it hits is a matter of chance."""

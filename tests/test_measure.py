@@ -172,6 +172,7 @@ def test_a_spec_that_cannot_run_stops_before_anything_does(model: Any, spec: Any
         measure("wan_tiny", spec)
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("at", range(6))
 def test_an_interrupt_leaves_nothing(model: Any, spec: Any, at: int) -> None:
     wanted = wanlab.generate(model, spec).latents

@@ -261,6 +261,7 @@ def interrupted_at(line: int, what: Callable[[], Any]) -> tuple[bool, bool]:
     return left <= 0, acted
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("kind", ["edit", "record"])
 def test_ctrl_c_at_any_line_leaves_nothing(wan: Model, kind: str) -> None:
     attach = {
