@@ -53,7 +53,7 @@ class Split(Weighed):
 
     def _fewer(self, num_blocks: int) -> str:
         """What to do where no block is left."""
-        names = [n for n in ("num_first", "num_last") if self.options is not None and hasattr(self.options, n)]
+        names = [n for n in ("num_first", "num_last") if n in type(self.options).model_fields]
         if not names or num_blocks < 2:
             return "Set cache to none"
         return f"Give {' and '.join(names)} that sum to less than {num_blocks}, or set cache to none"
