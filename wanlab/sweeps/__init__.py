@@ -15,8 +15,10 @@ from wanlab.registry import lazy
 if TYPE_CHECKING:
     from wanlab.sweeps._grid import Grid, grid, zip_
     from wanlab.sweeps._points import Zip, expand, seeds
+    from wanlab.sweeps._progress import SweepProgress
 
 _HOME = {
+    "SweepProgress": "_progress",
     "Grid": "_grid",
     "grid": "_grid",
     "zip_": "_grid",
@@ -24,5 +26,5 @@ _HOME = {
     "expand": "_points",
     "seeds": "_points",
 }
-__all__ = ["Grid", "Zip", "expand", "grid", "seeds", "zip_"]
+__all__ = ["Grid", "SweepProgress", "Zip", "expand", "grid", "seeds", "zip_"]
 __getattr__ = lazy(__name__, _HOME)

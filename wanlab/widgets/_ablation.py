@@ -16,6 +16,8 @@ from wanlab import notebook, runs
 from wanlab.errors import WanlabError, shorten
 from wanlab.spec import GenerationSpec
 from wanlab.sweeps import Grid, Zip, grid, zip_
+from wanlab.sweeps._grid import flat_name
+from wanlab.sweeps._progress import duration
 from wanlab.widgets._arguments import beside_notebook
 from wanlab.widgets._axes import Axis, choices, first_values
 from wanlab.widgets._buttons import button
@@ -148,7 +150,7 @@ class AblationPanel(widgets.VBox):
 
     def _add(self, name: str, values: Any = None, zipped: bool = False) -> None:
         """One more axis; `values` None starts with the base's own."""
-        name = _flat(name)
+        name = flat_name(name)
         if name not in self._choices:
             raise WanlabError(f"There is no setting {name!r} to vary", choices=self._choices)
         if any(axis.choice.name == name for axis in self._axes):
@@ -196,10 +198,10 @@ class AblationPanel(widgets.VBox):
         if len(made) > _MANY:
             return f"{size}; the cost of so many is told by <code>panel.grid.preview()</code>"
         try:
-            told = str(made.preview(model=self._model, out=self.out).summary)
+            told = cost_in_words(made.preview(model=self._model, out=self.out))
         except Exception as error:  # noqa: BLE001 - as above
-            return f'{size} <span class="wanlab-quiet">{html.escape(reason(error))}</span>'
-        return f'{size} <span class="wanlab-quiet">{html.escape(told)}</span>'
+            told = f"the cost is unknown: {reason(error)}"
+        return f'{size} <span class="wanlab-quiet">· {html.escape(told)}</span>'
 
     @property
     def _works(self) -> bool:
@@ -309,10 +311,16 @@ def _usual_out() -> Path:
     return Path("runs/ablation") if beside is None or beside.parent == Path.cwd() else beside / "ablation"
 
 
-def _flat(name: str) -> str:
-    from wanlab.sweeps._grid import flat_name
-
-    return flat_name(name)
+def cost_in_words(preview: Any) -> str:
+    """Forwards, seconds and bytes of a grid's preview, on one line."""
+    saved = f" instead of {preview.alone:,} ({preview.share_saved:.0%} saved by sharing)" if preview.share_saved else ""
+    facts = [f"{preview.shared:,} forwards{saved}"]
+    if preview.unknown:
+        facts.append(f"perhaps fewer: {preview.unknown} caches decide only while they run")
+    known = preview.seconds is not None
+    facts.append(f"about {duration(preview.seconds)} of denoising" if known else f"time: {preview.seconds_words}")
+    num_bytes = preview.latents_bytes + (preview.clips.value or 0)
+    return " · ".join([*facts, f"{num_bytes / 1e6:,.1f} MB on disk"])
 
 
 def _title(base: GenerationSpec) -> str:

@@ -127,7 +127,7 @@ class RunBrowser(widgets.VBox):
             self._show_progress(progress)
 
     def _key(self, row: Any) -> str:
-        return row.id if row.folder is None else row.folder.relative_to(self._results.folder).as_posix()
+        return row.id if row.folder is None else row.folder.name
 
     def _show_progress(self, progress: SweepProgress) -> None:
         self._bar.value = progress.fraction
@@ -195,7 +195,7 @@ class RunBrowser(widgets.VBox):
         self._copy.text = _code(row)
         self._load.disabled = not self._copy.text
         self._opened.layout.display = None
-        self._show(run_page(row, self._results))
+        self._show(run_page(row, self._results, embed=not self._displays))
 
     def _close_run(self) -> None:
         self._table.opened = ""

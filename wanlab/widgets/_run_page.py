@@ -15,9 +15,12 @@ _TAIL = 4_000  # characters of a traceback
 _CELL = 'style="text-align:left;padding:1px 12px 1px 0;border:none'
 
 
-def run_page(row: Any, results: Any) -> str:
-    """HTML of a row of `wanlab.results`: the facts, then the clip if there is one. Reads the clip's frames."""
-    return f'<div class="wanlab-run">{_facts(row)}{_settings(row)}{_error(row)}{_clip(row, results)}</div>'
+def run_page(row: Any, results: Any, *, embed: bool) -> str:
+    """HTML of a row of `wanlab.results`: the facts, then the clip if there is one. Reads the clip's frames.
+
+    embed: put a small copy of the clip into the page instead of a link.
+    """
+    return f'<div class="wanlab-run">{_facts(row)}{_settings(row)}{_error(row)}{_clip(row, results, embed)}</div>'
 
 
 def _facts(row: Any) -> str:
@@ -63,10 +66,11 @@ def _error(row: Any) -> str:
     return f'<div role="alert" style="{style}">{html.escape(ellipsis(row.error, 2_000))}</div>{trace}'
 
 
-def _clip(row: Any, results: Any) -> str:
-    if row.clip is None:
+def _clip(row: Any, results: Any, embed: bool) -> str:
+    if row.status != "ok" or row.clip is None:
         return ""
     try:
-        return str(results.open(row)._repr_html_())
+        result = results.open(row)
+        return str((result.show(embed=True) if embed else result)._repr_html_())
     except (WanlabError, OSError) as error:
         return f"<p>There is no clip to show: {html.escape(str(error))}</p>"

@@ -89,7 +89,7 @@ def line_of(row: Any, key: str) -> Line:
         "seconds": row.seconds,
         "error": ellipsis(" ".join(row.error.split()), _ERROR),
         "stale": bool(row.stale),
-        "clip": row.clip is not None,
+        "clip": row.status == "ok" and row.clip is not None,
     }
 
 
