@@ -15,14 +15,16 @@ from wanlab.registry import lazy
 if TYPE_CHECKING:
     from wanlab.sweeps._grid import Grid, grid, zip_
     from wanlab.sweeps._points import Zip, expand, seeds
+    from wanlab.sweeps._preview import Preview
 
 _HOME = {
     "Grid": "_grid",
     "grid": "_grid",
     "zip_": "_grid",
+    "Preview": "_preview",
     "Zip": "_points",
     "expand": "_points",
     "seeds": "_points",
 }
-__all__ = ["Grid", "Zip", "expand", "grid", "seeds", "zip_"]
+__all__ = ["Grid", "Preview", "Zip", "expand", "grid", "seeds", "zip_"]
 __getattr__ = lazy(__name__, _HOME)
