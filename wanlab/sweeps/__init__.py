@@ -15,16 +15,18 @@ from wanlab.registry import lazy
 if TYPE_CHECKING:
     from wanlab.sweeps._grid import Grid, grid, zip_
     from wanlab.sweeps._points import Zip, expand, seeds
+    from wanlab.sweeps._preview import Preview
     from wanlab.sweeps._progress import SweepProgress
 
 _HOME = {
-    "SweepProgress": "_progress",
     "Grid": "_grid",
     "grid": "_grid",
     "zip_": "_grid",
+    "Preview": "_preview",
+    "SweepProgress": "_progress",
     "Zip": "_points",
     "expand": "_points",
     "seeds": "_points",
 }
-__all__ = ["Grid", "SweepProgress", "Zip", "expand", "grid", "seeds", "zip_"]
+__all__ = ["Grid", "Preview", "SweepProgress", "Zip", "expand", "grid", "seeds", "zip_"]
 __getattr__ = lazy(__name__, _HOME)

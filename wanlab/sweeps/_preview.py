@@ -1,0 +1,221 @@
+"""What running a grid will take, before anything is loaded: forwards, seconds, bytes, each with where it comes from."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from wanlab import caches, models, pipeline
+from wanlab.errors import WanlabError, shorten
+from wanlab.models import Model
+from wanlab.registry import late
+from wanlab.spec import GenerationSpec
+from wanlab.study._cards import Card, chosen_card
+from wanlab.study._estimate import _bytes
+from wanlab.sweeps import _table
+from wanlab.sweeps._costs import Cost, History, kind_of
+from wanlab.sweeps._points import placed
+
+if TYPE_CHECKING:
+    from wanlab.sweeps._grid import Grid
+
+_forecast = late("wanlab.sweeps._plan", "forecast")
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What `grid.preview()` returns; shows itself as a table of the points and one of what they take."""
+
+    title: str
+    rows: list[dict[str, Any]]
+    """A point each: `id`, `label`, the settings that differ as words, `forwards`, `seconds` and `cache_bytes` of its
+    own; None where a figure is unknown."""
+    alone: int
+    """Forwards that are computed when the points run one by one."""
+    shared: int
+    """The same when they share what they agree in."""
+    unknown: int
+    """Points whose cache decides only while it runs: they count as computed in full, and as sharing nothing more."""
+    groups: int
+    """Groups of points that may share work."""
+    seconds: float | None
+    """Of denoising, with sharing, one after another; None where it is unknown."""
+    seconds_alone: float | None
+    seconds_words: str
+    """Where the seconds come from, or why there are none."""
+    latents_bytes: int
+    """Of all latents on disk."""
+    clips: Cost
+    """Bytes of all clips on disk."""
+    cache_bytes: int
+    """The most that the state of one point's cache holds."""
+    cache_words: str
+    columns: tuple[str, ...] = ()
+    """The settings that differ."""
+
+    @property
+    def share_saved(self) -> float:
+        """Share of the forwards that sharing saves, 0 to 1."""
+        return 1 - self.shared / self.alone if self.alone else 0.0
+
+    def _figures(self) -> Iterator[tuple[str, str]]:
+        groups = "1 group" if self.groups == 1 else f"{self.groups} groups"
+        yield "forwards", f"{self.alone:,} one by one, {self.shared:,} shared in {groups}: {self.share_saved:.0%} saved"
+        if self.unknown:
+            points = "1 point decides" if self.unknown == 1 else f"{self.unknown} points decide"
+            yield "unknown", f"{points} only while running, and counted as computed and separate: it may be fewer"
+        if self.seconds is None or self.seconds_alone is None:
+            yield "denoising", self.seconds_words
+        else:
+            times = f"{_time(self.seconds_alone)} one by one, {_time(self.seconds)} shared"
+            yield "denoising", f"{times}; {self.seconds_words}"
+        yield "latents on disk", f"{_bytes(self.latents_bytes)}, float32"
+        value = self.clips.value
+        yield "clips on disk", self.clips.words if value is None else f"{_bytes(int(value))}, {self.clips.words}"
+        yield "cache in memory", f"{_bytes(self.cache_bytes)} at the most{self.cache_words}"
+
+    def __str__(self) -> str:
+        listed = [{name: row[name] for name in self.columns} for row in self.rows]
+        figures = [f"  {name:<15}  {words}" for name, words in self._figures()]
+        return "\n".join([self.title, *(f"  {line}" for line in _table.text_table(listed)), *figures])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        names = (*self.columns, "forwards", "seconds")
+        listed = [{n: _shown(row[n]) for n in names} for row in self.rows]
+        left = 'style="text-align:left"'
+        figures = "".join(
+            f"<tr><th {left}>{html.escape(name)}</th><td {left}>{html.escape(words)}</td></tr>"
+            for name, words in self._figures()
+        )
+        table = _table.html_table(listed, len(listed))
+        return f"<b>{html.escape(self.title)}</b><table>{figures}</table>{table}"
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """Points of one model and size, and what one forward of them takes."""
+
+    model: Model
+    specs: list[GenerationSpec]
+    forward: Cost
+    clip: Cost
+    latents_bytes: int
+
+
+def preview(grid: Grid, model: Model | None, card: str | Card | None, out: str | Path | None) -> Preview:
+    """`Grid.preview`."""
+    if model is not None and not isinstance(model, Model):
+        raise WanlabError(
+            f"{shorten(model, 60)} is no model", remedy="Give what wanlab.load(...) returns, or leave it out"
+        )
+    chosen, _ = chosen_card(card, torch.device("cpu") if model is None else model.device)
+    history = History(out, None if model is None else model.device, card if card is None else chosen or card)
+    described = _Described(model, chosen)
+    checked = [_checked(described, spec, label) for spec, label in zip(grid.specs, grid.labels, strict=True)]
+    kinds = _kinds(grid.specs, checked, history)
+    forecasts = [_forecast(kind.model, kind.specs) for kind in kinds.values()]
+    of_point = [kinds[_key(found, resolved)] for found, resolved in checked]
+    forwards = [_forecast(found, [spec]).alone for (found, _), spec in zip(checked, grid.specs, strict=True)]
+    held = [caches.predict_bytes(found, resolved) for found, resolved in checked]
+    largest = max(range(len(held)), key=held.__getitem__)
+    costs = [kind.forward for kind in kinds.values()]
+    clips = [kind.clip for kind in of_point]
+    columns = grid.cells()
+    rows = [
+        {"id": i, "label": label, **cells, "forwards": n, "seconds": _times(n, kind.forward), "cache_bytes": size}
+        for i, label, cells, n, kind, size in zip(grid.ids, grid.labels, columns, forwards, of_point, held, strict=True)
+    ]
+    return Preview(
+        title=repr(grid).removeprefix("Grid(").removesuffix(")"),
+        rows=rows,
+        alone=sum(f.alone for f in forecasts),
+        shared=sum(f.shared for f in forecasts),
+        unknown=sum(f.unknown for f in forecasts),
+        groups=sum(f.groups for f in forecasts),
+        seconds=_sum(_times(f.shared, cost) for f, cost in zip(forecasts, costs, strict=True)),
+        seconds_alone=_sum(_times(f.alone, cost) for f, cost in zip(forecasts, costs, strict=True)),
+        seconds_words=_said(costs),
+        latents_bytes=sum(kind.latents_bytes for kind in of_point),
+        clips=Cost(_sum(c.value for c in clips), _said(clips)),
+        cache_bytes=held[largest],
+        cache_words=f" ({grid.labels[largest]})" if held[largest] else ": no point has a cache that holds something",
+        columns=tuple(columns[0]),
+    )
+
+
+class _Described:
+    """The model of each spec: the one that is given, else described as its weights say, once."""
+
+    def __init__(self, model: Model | None, card: Card | None) -> None:
+        self._model, self._card = model, card
+        self._known: dict[tuple[Any, ...], Model] = {}
+
+    def of(self, spec: GenerationSpec) -> Model:
+        if self._model is not None:
+            return self._model
+        leaves = {name: getattr(spec.weights, name) for name in type(spec.weights).model_fields}
+        for name in ("dtype", "vae_dtype") if self._card is not None else ():
+            leaves[name] = "bfloat16" if leaves[name] == "auto" else leaves[name]  # as models are loaded on such cards
+        key = (spec.model, *leaves.values())
+        if key not in self._known:
+            self._known[key] = models.describe(spec.model, **leaves)
+        return self._known[key]
+
+
+def _checked(described: _Described, spec: GenerationSpec, label: str) -> tuple[Model, GenerationSpec]:
+    """The point's model and resolved spec; raises WanlabError, with the point, for what would not run."""
+    try:
+        model = described.of(spec)
+        return model, pipeline.checked(model, spec)
+    except WanlabError as error:
+        raise placed(error, f"Point {label}") from None
+
+
+def _key(model: Model, resolved: GenerationSpec) -> tuple[Any, ...]:
+    return id(model), *kind_of(resolved), str(resolved.guidance)
+
+
+def _kinds(
+    specs: Sequence[GenerationSpec], checked: Sequence[tuple[Model, GenerationSpec]], history: History
+) -> dict[tuple[Any, ...], _Kind]:
+    found: dict[tuple[Any, ...], _Kind] = {}
+    for spec, (model, resolved) in zip(specs, checked, strict=True):
+        key = _key(model, resolved)
+        if key not in found:
+            latents = 4 * math.prod(model.latent_shape(resolved))
+            found[key] = _Kind(model, [], history.forward(model, resolved), history.clip(resolved), latents)
+        found[key].specs.append(spec)
+    return found
+
+
+def _times(count: int, cost: Cost) -> float | None:
+    return None if cost.value is None else count * cost.value
+
+
+def _sum(values: Any) -> float | None:
+    listed = list(values)
+    return None if None in listed else math.fsum(listed)
+
+
+def _said(costs: Sequence[Cost]) -> str:
+    """Where figures come from, each source once; why there are none if one is missing."""
+    missing = [cost for cost in costs if cost.value is None]
+    return "; ".join(dict.fromkeys(cost.words for cost in missing or costs))
+
+
+def _time(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.3g} min" if seconds < 6000 else f"{seconds / 3600:.3g} h"
+
+
+def _shown(value: Any) -> str:
+    return "–" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
