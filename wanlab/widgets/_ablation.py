@@ -16,8 +16,8 @@ from wanlab import notebook, runs
 from wanlab.errors import WanlabError, shorten
 from wanlab.spec import GenerationSpec
 from wanlab.sweeps import Grid, Zip, grid, zip_
-from wanlab.sweeps._grid import flat_name
 from wanlab.sweeps._progress import duration
+from wanlab.sweeps._settings import flat_name
 from wanlab.widgets._arguments import beside_notebook
 from wanlab.widgets._axes import Axis, choices, first_values
 from wanlab.widgets._buttons import button
@@ -303,7 +303,9 @@ def _taken(base: Any) -> tuple[GenerationSpec, Any, Any]:
         return grid(base).base, None, None
     if hasattr(base, "offers") and hasattr(base, "spec"):
         return base.spec(), base, None
-    raise WanlabError(f"{shorten(base)} cannot be varied", remedy="Give a loaded model, its id, a spec or a GeneratePanel")
+    raise WanlabError(
+        f"{shorten(base)} cannot be varied", remedy="Give a loaded model, its id, a spec or a GeneratePanel"
+    )
 
 
 def _usual_out() -> Path:

@@ -10,7 +10,7 @@ import ipywidgets as widgets
 
 from wanlab.errors import WanlabError
 from wanlab.spec import PARTS, GenerationSpec, MethodPart, plain
-from wanlab.sweeps._grid import flat_name
+from wanlab.sweeps._settings import flat_name
 from wanlab.widgets._buttons import button
 from wanlab.widgets._fields import Field, Line, Mask, Switch, Words
 from wanlab.widgets._values import read_values, values_as_text
@@ -104,7 +104,9 @@ class Axis(widgets.Box):
         self.add_class("wanlab-entry")
 
     def _tick(self, word: Any) -> Any:
-        box = widgets.Checkbox(False, description=str(word), indent=False, layout={"width": "auto", "margin": "0 10px 0 0"})
+        box = widgets.Checkbox(
+            False, description=str(word), indent=False, layout={"width": "auto", "margin": "0 10px 0 0"}
+        )
         box.tooltip = f"Try {word}"
         return box
 

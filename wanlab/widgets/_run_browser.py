@@ -170,7 +170,7 @@ class RunBrowser(widgets.VBox):
             asked = {key: self._rows[key].clip for key in message.get("ids", ()) if key in self._rows}
             self._pictures.ask({key: clip for key, clip in asked.items() if clip is not None})
         elif kind == "open":
-            self._told(self.open, message.get("id"))
+            self._told(self.show_run, message.get("id"))
         elif kind == "compare":
             self._told(self._compare, list(message.get("ids", ())))
 
@@ -183,7 +183,7 @@ class RunBrowser(widgets.VBox):
             self._follower = threading.Thread(target=self._follow, name="wanlab-runs", daemon=True)
             self._follower.start()
 
-    def open(self, key: Any) -> None:
+    def show_run(self, key: Any) -> None:
         """Show a run below the table; `key` is its id or its folder's name. Raises WanlabError for one that is not here."""
         name = next((k for k, row in self._rows.items() if key in (k, row.id)), None)
         if name is None:

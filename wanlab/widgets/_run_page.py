@@ -25,7 +25,11 @@ def run_page(row: Any, results: Any, *, embed: bool) -> str:
 
 def _facts(row: Any) -> str:
     name = row.folder.name if row.folder is not None else row.id
-    words = [row.status, *([f"{row.seconds:.1f} s"] if row.seconds is not None else []), *(["stale"] if row.stale else [])]
+    words = [
+        row.status,
+        *([f"{row.seconds:.1f} s"] if row.seconds is not None else []),
+        *(["stale"] if row.stale else []),
+    ]
     links = " · ".join(_links(row.folder)) if row.folder is not None else ""
     line = html.escape(" · ".join(words)) + (f" · {links}" if links else "")
     return f'<p style="margin:8px 0 4px 0"><b>{html.escape(name)}</b><br><small style="opacity:0.7">{line}</small></p>'
