@@ -17,7 +17,7 @@ from wanlab.sweeps import Grid
 HOSTILE = '<img src=x onerror="window.pwned=1">'
 
 
-def plan(out: Path, grid: Grid, forwards: Mapping[str, int] | None = None) -> list[Path]:
+def plan(out: str | Path, grid: Grid, forwards: Mapping[str, int] | None = None) -> list[Path]:
     """Write what a sweep plans; returns the folders of its points, none of which is there yet."""
     names = [runs.folder_name(spec, runs.run_id(spec.id, "")) for spec in grid]
     points = [
@@ -26,7 +26,7 @@ def plan(out: Path, grid: Grid, forwards: Mapping[str, int] | None = None) -> li
     ]
     base = grid.base.to_dict()
     runs.write_sweep(out, SweepFile(base=base, names=grid.names, points=points, forwards=dict(forwards or {})))
-    return [out / name for name in names]
+    return [Path(out) / name for name in names]
 
 
 def record(spec: GenerationSpec, **changes: Any) -> RunRecord:
@@ -56,6 +56,6 @@ def begin(folder: Path, spec: GenerationSpec) -> None:
     runs.begin_run(folder, record(spec))
 
 
-def work(out: Path, **facts: Any) -> None:
+def work(out: str | Path, **facts: Any) -> None:
     """This process says what it does."""
     runs.write_working(out, Working(**facts))

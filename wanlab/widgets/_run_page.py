@@ -1,4 +1,4 @@
-"""What a RunBrowser shows of one run: its settings, how it ended, its files, its clip. Plain HTML that a notebook keeps."""
+"""What a RunBrowser shows of one run: settings, end, files, clip. Plain HTML that a notebook keeps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from wanlab.inline import ellipsis
 
 _FILES = {"notebook": ("notebook.ipynb", "failed.ipynb"), "log": ("log.txt",), "record": ("run.json",)}
 _TAIL = 4_000  # characters of a traceback
-_CELL = 'style="text-align:left;padding:1px 12px 1px 0;border:none'
+_WORDS = 240  # characters of a value
+_CELL = "text-align:left;padding:1px 12px 1px 0;border:none"
 
 
 def run_page(row: Any, results: Any, *, embed: bool) -> str:
@@ -48,10 +49,15 @@ def _links(folder: Path) -> list[str]:
 
 def _settings(row: Any) -> str:
     """The settings that differ from the sweep's base."""
+    name_style, value_style = (
+        f"{_CELL};font-weight:normal;opacity:0.7;white-space:nowrap",
+        f"{_CELL};overflow-wrap:anywhere",
+    )
+    told = {name: details.in_words({name: value}).partition(" ")[2] for name, value in row.settings.items()}
     lines = "".join(
-        f'<tr><th {_CELL};font-weight:normal;opacity:0.7;white-space:nowrap">{html.escape(name)}</th>'
-        f'<td {_CELL};overflow-wrap:anywhere">{html.escape(ellipsis(details.in_words({name: value}).removeprefix(name), 240))}</td></tr>'
-        for name, value in row.settings.items()
+        f'<tr><th style="{name_style}">{html.escape(name)}</th>'
+        f'<td style="{value_style}">{html.escape(ellipsis(words, _WORDS))}</td></tr>'
+        for name, words in told.items()
     )
     return f'<table style="margin:0 0 6px 0;table-layout:auto"><tbody>{lines}</tbody></table>' if lines else ""
 
@@ -61,11 +67,8 @@ def _error(row: Any) -> str:
         return ""
     failure = row.record.error if row.record is not None else None
     tail = failure.traceback_tail[-_TAIL:] if failure is not None else ""
-    trace = (
-        f"<details><summary>Where it happened</summary><pre style='white-space:pre-wrap'>{html.escape(tail)}</pre></details>"
-        if tail
-        else ""
-    )
+    pre = f'<pre style="white-space:pre-wrap">{html.escape(tail)}</pre>'
+    trace = f"<details><summary>Where it happened</summary>{pre}</details>" if tail else ""
     style = "color:var(--jp-error-color1,#b00020);margin:4px 0;white-space:pre-wrap;overflow-wrap:anywhere"
     return f'<div role="alert" style="{style}">{html.escape(ellipsis(row.error, 2_000))}</div>{trace}'
 

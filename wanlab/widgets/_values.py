@@ -1,4 +1,4 @@
-"""What is typed as the values of an axis: "2, 4, 6", "range(4)", "none, magcache(threshold=0.1)". Nothing is executed."""
+"""What is typed as the values of an axis: "2, 4, 6", "range(4)", "none, fixed(a=1)". Nothing is executed."""
 
 from __future__ import annotations
 
