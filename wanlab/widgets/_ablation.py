@@ -38,7 +38,7 @@ class AblationPanel(widgets.VBox):
     Of a loaded model, a spec or a GeneratePanel, whose settings are the base as they stand. Axes are named as in
     `wanlab.grid`, `zip_(...)` too. `.grid`, `.spec` (the base) and `.results` are for the next cell; untouched they are
     what was given. Runs go to `out`, by default runs/ablation beside the notebook, in a thread, so the kernel stays
-    free; a second Run makes only what is missing there. Headless it shows nothing, and `.run()` is the button, and waits.
+    free; a second Run makes only what is missing there. Headless it shows nothing; `.run()` is the button, and waits.
     """
 
     results = traitlets.Any(None, allow_none=True, help="What the last run returned; None before the first.")

@@ -102,6 +102,7 @@ class Axis(widgets.Box):
         layout = {"flex_flow": "row wrap", "align_items": "center"}
         super().__init__([name, inputs, self._zip, away], layout=layout)
         self.add_class("wanlab-entry")
+        self.add_class("wanlab-axis")
 
     def _tick(self, word: Any) -> Any:
         box = widgets.Checkbox(

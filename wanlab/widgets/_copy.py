@@ -9,12 +9,14 @@ _ESM = """
 function render({ model, el }) {
   const button = document.createElement("button");
   button.type = "button";
-  button.className = "jupyter-button widget-button lm-Widget";
+  button.className = "jupyter-button widget-button lm-Widget wanlab-copy";
+  const icon = document.createElement("i");
+  icon.className = "fa fa-copy";
   const said = document.createElement("span");
   said.setAttribute("role", "status");
   said.className = "wanlab-copied";
   const show = () => {
-    button.textContent = model.get("label");
+    button.replaceChildren(icon, ` ${model.get("label")}`);
     button.title = model.get("hint");
     button.disabled = !model.get("text");
   };
@@ -60,7 +62,7 @@ class CopyButton(anywidget.AnyWidget):
     """Copies `text`; says so beside the button. Disabled without a text."""
 
     _esm = _ESM
-    _css = ".wanlab-copied { margin-left: 6px; color: var(--jp-ui-font-color2, #666); }"
+    _css = ".wanlab-copy { width: auto; } .wanlab-copied { margin-left: 6px; color: var(--jp-ui-font-color2, #666); }"
     label = traitlets.Unicode("Copy as code").tag(sync=True)
     hint = traitlets.Unicode("Put the code into the clipboard").tag(sync=True)
     text = traitlets.Unicode("").tag(sync=True)

@@ -19,7 +19,7 @@ _AT_ONCE = 5  # pictures in a message
 
 
 class Pictures:
-    """`ask` makes JPEGs of first frames and hands them to `send`; what is asked last is made first, the rest is dropped.
+    """`ask` makes JPEGs of first frames and hands them to `send`; what was asked before and is not made yet is dropped.
 
     At most 60 are kept; a file that changed is read again. A file that cannot be read has no picture.
     """

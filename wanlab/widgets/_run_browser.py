@@ -14,7 +14,6 @@ from IPython.display import HTML, display
 
 from wanlab import notebook, runs
 from wanlab.errors import WanlabError
-from wanlab.inline import ellipsis
 from wanlab.spec import GenerationSpec
 from wanlab.sweeps._progress import SweepProgress
 from wanlab.widgets._buttons import button
@@ -72,12 +71,11 @@ class RunBrowser(widgets.VBox):
         self._table = RunTable(self._act)
         self._pictures = Pictures(self._table.send_pictures)
         self._message = Message()
-        self._name = widgets.HTML(layout={"margin": "0 8px 0 0"})
         self._load = button("Load this spec", "The settings of this run, as .spec", self._load_spec, "sign-in")
         self._copy = CopyButton(label="Copy as code", hint="The cell that makes this spec")
         hide = button("Close", "Show this run no longer", self._close_run, "times")
         self._opened = widgets.Box(
-            [self._name, self._load, self._copy, hide],
+            [self._load, self._copy, hide],
             layout={"flex_flow": "row wrap", "align_items": "center", "display": "none"},
         )
         self._compared = widgets.VBox()
@@ -184,14 +182,13 @@ class RunBrowser(widgets.VBox):
             self._follower.start()
 
     def show_run(self, key: Any) -> None:
-        """Show a run below the table; `key` is its id or its folder's name. Raises WanlabError for one that is not here."""
+        """Show a run below the table; `key` is its id or its folder's name. Raises WanlabError for an unknown one."""
         name = next((k for k, row in self._rows.items() if key in (k, row.id)), None)
         if name is None:
             raise WanlabError(f"There is no run {key!r} in {self.folder}", choices=list(self._rows)[:12])
         self._table.opened = name
         row = self._rows[name]
         self._message.say("")
-        self._name.value = f"<b>{html.escape(ellipsis(name, 60))}</b>"
         self._copy.text = _code(row)
         self._load.disabled = not self._copy.text
         self._opened.layout.display = None
@@ -234,7 +231,9 @@ class RunBrowser(widgets.VBox):
 
         comparison = compare(*(self._results.open(row) for row in rows))
         table = widgets.HTML(comparison._table_html())
-        hide = button("Close the comparison", "", self._close_comparison, "times")
+        table.add_class("wanlab-text")
+        hide = button("Close the comparison", "Show the player no longer", self._close_comparison, "times")
+        hide.layout.align_self = "flex-start"
         earlier, self._compared.children = self._compared.children, [comparison.player, table, hide]
         comparison.player.send_media()
         close(*earlier)

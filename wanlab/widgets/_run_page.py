@@ -31,9 +31,8 @@ def _facts(row: Any) -> str:
         *([f"{row.seconds:.1f} s"] if row.seconds is not None else []),
         *(["stale"] if row.stale else []),
     ]
-    links = " · ".join(_links(row.folder)) if row.folder is not None else ""
-    line = html.escape(" · ".join(words)) + (f" · {links}" if links else "")
-    return f'<p style="margin:8px 0 4px 0"><b>{html.escape(name)}</b><br><small style="opacity:0.7">{line}</small></p>'
+    line = " · ".join([html.escape(" · ".join(words)), *(_links(row.folder) if row.folder is not None else [])])
+    return f'<p style="margin:8px 0 4px 0"><b>{html.escape(name)}</b><br><small>{line}</small></p>'
 
 
 def _links(folder: Path) -> list[str]:

@@ -151,9 +151,8 @@ class View {
     const select = element("select", "wr-choice");
     select.setAttribute("aria-label", column.title);
     const option = (value, text) => Object.assign(element("option", "", text), { value });
-    const cut = (text) => (text.length > 40 ? `${text.slice(0, 39)}…` : text);
     select.append(option("", `${column.title}: all`));
-    select.append(...values.map(([text, count]) => option(`=${text}`, `${cut(text)} (${count})`)));
+    select.append(...values.map(([text, count]) => option(`=${text}`, `${text.length > 40 ? `${text.slice(0, 39)}…` : text} (${count})`)));
     const chosen = this.chosen.get(column.key);
     if (chosen !== undefined && values.some(([text]) => text === chosen)) select.value = `=${chosen}`;
     else this.chosen.delete(column.key);
@@ -169,7 +168,7 @@ class View {
 
   showHead() {
     const columns = this.columns();
-    const signature = JSON.stringify([columns.map(({ key }) => key), this.sort]);
+    const signature = JSON.stringify([columns.map(({ key }) => key), this.sort, this.store.rows.size]);
     if (signature === this.headShown) return;
     this.headShown = signature;
     const blank = ["tick", "picture"].map((name) => {
@@ -181,7 +180,9 @@ class View {
   }
 
   headCell(column) {
-    const cell = element("th", column.kind === "metrics" ? "wr-number" : "");
+    const values = [...this.store.rows.values()].map(column.value).filter((value) => value !== null && value !== undefined);
+    const isNumber = values.length ? values.every((value) => typeof value === "number") : column.kind === "metrics";
+    const cell = element("th", isNumber ? "wr-number" : "");
     const mine = this.sort?.column === column.key ? this.sort : null;
     const mark = mine ? (mine.down ? " ↓" : " ↑") : "";
     if (mine) cell.setAttribute("aria-sort", mine.down ? "descending" : "ascending");
@@ -282,13 +283,11 @@ class View {
     if (column.kind === "status") {
       cell.append(element("span", "wr-status", STATUS_WORDS[row.status] ?? row.status));
       if (row.stale) cell.append(element("span", "wr-note", " stale"));
-      if (row.error) cell.append(element("div", "wr-error", row.error));
+      if (row.error) cell.append(cut(element("div", "wr-error"), row.error, 90));
       return cell;
     }
     const text = column.kind === "metrics" ? number(value) : shown(value);
-    const inside = element("div", "wr-value", text);
-    if (text.length > 24) inside.title = text;
-    cell.append(inside);
+    cell.append(cut(element("div", "wr-value"), text, 120));
     return cell;
   }
 
@@ -308,6 +307,13 @@ class View {
     this.asked = new Set(ids);
     this.act("pictures", { ids });
   }
+}
+
+/** Put a text into an element; of a long one the beginning, and all of it as the title. */
+function cut(made, text, most) {
+  made.textContent = text.length > most ? `${text.slice(0, most - 1)}…` : text;
+  if (text.length > most) made.title = text;
+  return made;
 }
 
 function render({ model, el }) {
