@@ -110,12 +110,16 @@ class _Kind:
     latents_bytes: int
 
 
-def preview(grid: Grid, model: Model | None, card: str | Card | None, out: str | Path | None) -> Preview:
+def check(grid: Grid, model: Any) -> None:
+    """`Grid.check`."""
+    described = _Described(_given(model), None)
+    for spec, label in zip(grid.specs, grid.labels, strict=True):
+        _checked(described, spec, label)
+
+
+def preview(grid: Grid, model: Any, card: str | Card | None, out: str | Path | None) -> Preview:
     """`Grid.preview`."""
-    if model is not None and not isinstance(model, Model):
-        raise WanlabError(
-            f"{shorten(model, 60)} is no model", remedy="Give what wanlab.load(...) returns, or leave it out"
-        )
+    model = _given(model)
     chosen, _ = chosen_card(card, torch.device("cpu") if model is None else model.device)
     history = History(out, None if model is None else model.device, card if card is None else chosen or card)
     described = _Described(model, chosen)
@@ -128,10 +132,11 @@ def preview(grid: Grid, model: Model | None, card: str | Card | None, out: str |
     largest = max(range(len(held)), key=held.__getitem__)
     costs = [kind.forward for kind in kinds.values()]
     clips = [kind.clip for kind in of_point]
-    columns = grid.cells()
     rows = [
         {"id": i, "label": label, **cells, "forwards": n, "seconds": _times(n, kind.forward), "cache_bytes": size}
-        for i, label, cells, n, kind, size in zip(grid.ids, grid.labels, columns, forwards, of_point, held, strict=True)
+        for i, label, cells, n, kind, size in zip(
+            grid.ids, grid.labels, grid.rows, forwards, of_point, held, strict=True
+        )
     ]
     return Preview(
         title=repr(grid).removeprefix("Grid(").removesuffix(")"),
@@ -147,8 +152,15 @@ def preview(grid: Grid, model: Model | None, card: str | Card | None, out: str |
         clips=Cost(_sum(c.value for c in clips), _said(clips)),
         cache_bytes=held[largest],
         cache_words=f" ({grid.labels[largest]})" if held[largest] else ": no point has a cache that holds something",
-        columns=tuple(columns[0]),
+        columns=tuple(grid.rows[0]),
     )
+
+
+def _given(model: Any) -> Model | None:
+    if model is not None and not isinstance(model, Model):
+        remedy = "Give what wanlab.load(...) returns, or leave it out"
+        raise WanlabError(f"{shorten(model, 60)} is no loaded model", remedy=remedy)
+    return model
 
 
 class _Described:
@@ -159,7 +171,7 @@ class _Described:
         self._known: dict[tuple[Any, ...], Model] = {}
 
     def of(self, spec: GenerationSpec) -> Model:
-        if self._model is not None:
+        if self._model is not None and spec.model == self._model.id:
             return self._model
         leaves = {name: getattr(spec.weights, name) for name in type(spec.weights).model_fields}
         for name in ("dtype", "vae_dtype") if self._card is not None else ():
@@ -180,7 +192,7 @@ def _checked(described: _Described, spec: GenerationSpec, label: str) -> tuple[M
 
 
 def _key(model: Model, resolved: GenerationSpec) -> tuple[Any, ...]:
-    return id(model), *kind_of(resolved), str(resolved.guidance)
+    return id(model), *kind_of(resolved)
 
 
 def _kinds(
