@@ -40,10 +40,10 @@ class Preview:
     """Forwards that are computed when the points run one by one."""
     shared: int
     """The same when they share what they agree in."""
-    unknown: int
-    """Points whose cache decides only while it runs: they count as computed in full, and as sharing nothing more."""
-    groups: int
-    """Groups of points that may share work."""
+    groups: tuple[tuple[int, ...], ...]
+    """Points that share at least their first step, by their places in the grid; single ones too."""
+    unknown: tuple[int, ...]
+    """Points whose cache decides only while it runs: they count as computed, and as sharing nothing there."""
     seconds: float | None
     """Of denoising, with sharing, one after another; None where it is unknown."""
     seconds_alone: float | None
@@ -65,11 +65,13 @@ class Preview:
         return 1 - self.shared / self.alone if self.alone else 0.0
 
     def _figures(self) -> Iterator[tuple[str, str]]:
-        groups = "1 group" if self.groups == 1 else f"{self.groups} groups"
+        groups = "1 group" if len(self.groups) == 1 else f"{len(self.groups)} groups"
         yield "forwards", f"{self.alone:,} one by one, {self.shared:,} shared in {groups}: {self.share_saved:.0%} saved"
         if self.unknown:
-            points = "1 point decides" if self.unknown == 1 else f"{self.unknown} points decide"
-            yield "unknown", f"{points} only while running, and counted as computed and separate: it may be fewer"
+            points = (
+                "1 point's cache decides" if len(self.unknown) == 1 else f"{len(self.unknown)} points' caches decide"
+            )
+            yield "unknown", f"{points} only while running, counted as computed and separate: it may be fewer"
         if self.seconds is None or self.seconds_alone is None:
             yield "denoising", self.seconds_words
         else:
@@ -104,6 +106,7 @@ class _Kind:
     """Points of one model and size, and what one forward of them takes."""
 
     model: Model
+    places: list[int]
     specs: list[GenerationSpec]
     forward: Cost
     clip: Cost
@@ -143,8 +146,10 @@ def preview(grid: Grid, model: Any, card: str | Card | None, out: str | Path | N
         rows=rows,
         alone=sum(f.alone for f in forecasts),
         shared=sum(f.shared for f in forecasts),
-        unknown=sum(f.unknown for f in forecasts),
-        groups=sum(f.groups for f in forecasts),
+        groups=tuple(
+            tuple(k.places[i] for i in g) for k, f in zip(kinds.values(), forecasts, strict=True) for g in f.groups
+        ),
+        unknown=tuple(k.places[i] for k, f in zip(kinds.values(), forecasts, strict=True) for i in f.unknown),
         seconds=_sum(_times(f.shared, cost) for f, cost in zip(forecasts, costs, strict=True)),
         seconds_alone=_sum(_times(f.alone, cost) for f, cost in zip(forecasts, costs, strict=True)),
         seconds_words=_said(costs),
@@ -199,11 +204,12 @@ def _kinds(
     specs: Sequence[GenerationSpec], checked: Sequence[tuple[Model, GenerationSpec]], history: History
 ) -> dict[tuple[Any, ...], _Kind]:
     found: dict[tuple[Any, ...], _Kind] = {}
-    for spec, (model, resolved) in zip(specs, checked, strict=True):
+    for i, (spec, (model, resolved)) in enumerate(zip(specs, checked, strict=True)):
         key = _key(model, resolved)
         if key not in found:
             latents = 4 * math.prod(model.latent_shape(resolved))
-            found[key] = _Kind(model, [], history.forward(model, resolved), history.clip(resolved), latents)
+            found[key] = _Kind(model, [], [], history.forward(model, resolved), history.clip(resolved), latents)
+        found[key].places.append(i)
         found[key].specs.append(spec)
     return found
 
