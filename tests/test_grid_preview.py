@@ -65,7 +65,7 @@ def test_forwards_are_summed_over_the_sizes(asked: list[list[GenerationSpec]]) -
     made = grid(BASE, width=[32, 64], flow_shift=[2.0, 3.0], seed=[0, 1])
     found = made.preview()
     assert isinstance(found, Preview)
-    assert [len(specs) for specs in asked[:2]] == [4, 4]  # what differs in size shares nothing
+    assert [len(specs) for specs in asked if len(specs) > 1] == [4, 4]  # what differs in size shares nothing
     assert (found.alone, found.shared, found.unknown) == (8 * 4 * 2, 8 * 4, ())
     assert found.groups == ((0, 2), (1, 3), (4, 6), (5, 7))
     assert found.share_saved == 0.5

@@ -125,40 +125,52 @@ def preview(grid: Grid, model: Any, card: str | Card | None, out: str | Path | N
     model = _given(model)
     chosen, _ = chosen_card(card, torch.device("cpu") if model is None else model.device)
     history = History(out, None if model is None else model.device, card if card is None else chosen or card)
-    described = _Described(model, chosen)
+    described = _Described(model, chosen if card is not None else None)
     checked = [_checked(described, spec, label) for spec, label in zip(grid.specs, grid.labels, strict=True)]
     kinds = _kinds(grid.specs, checked, history)
-    forecasts = [_forecast(kind.model, kind.specs) for kind in kinds.values()]
-    of_point = [kinds[_key(found, resolved)] for found, resolved in checked]
-    forwards = [_forecast(found, [spec]).alone for (found, _), spec in zip(checked, grid.specs, strict=True)]
-    held = [caches.predict_bytes(found, resolved) for found, resolved in checked]
-    largest = max(range(len(held)), key=held.__getitem__)
-    costs = [kind.forward for kind in kinds.values()]
-    clips = [kind.clip for kind in of_point]
-    rows = [
-        {"id": i, "label": label, **cells, "forwards": n, "seconds": _times(n, kind.forward), "cache_bytes": size}
-        for i, label, cells, n, kind, size in zip(
-            grid.ids, grid.labels, grid.rows, forwards, of_point, held, strict=True
-        )
-    ]
+    own = [kinds[_key(found, resolved)] for found, resolved in checked]
+    rows = _rows(grid, checked, own)
+    largest = max(rows, key=lambda row: row["cache_bytes"])
+    where = f" ({largest['label']})" if largest["cache_bytes"] else ": no point has a cache that holds something"
     return Preview(
         title=repr(grid).removeprefix("Grid(").removesuffix(")"),
         rows=rows,
-        alone=sum(f.alone for f in forecasts),
-        shared=sum(f.shared for f in forecasts),
-        groups=tuple(
-            tuple(k.places[i] for i in g) for k, f in zip(kinds.values(), forecasts, strict=True) for g in f.groups
-        ),
-        unknown=tuple(k.places[i] for k, f in zip(kinds.values(), forecasts, strict=True) for i in f.unknown),
-        seconds=_sum(_times(f.shared, cost) for f, cost in zip(forecasts, costs, strict=True)),
-        seconds_alone=_sum(_times(f.alone, cost) for f, cost in zip(forecasts, costs, strict=True)),
-        seconds_words=_said(costs),
-        latents_bytes=sum(kind.latents_bytes for kind in of_point),
-        clips=Cost(_sum(c.value for c in clips), _said(clips)),
-        cache_bytes=held[largest],
-        cache_words=f" ({grid.labels[largest]})" if held[largest] else ": no point has a cache that holds something",
+        **_shared([*kinds.values()]),
+        seconds_words=_said([kind.forward for kind in kinds.values()]),
+        latents_bytes=sum(kind.latents_bytes for kind in own),
+        clips=Cost(_sum(kind.clip.value for kind in own), _said([kind.clip for kind in own])),
+        cache_bytes=largest["cache_bytes"],
+        cache_words=where,
         columns=tuple(grid.rows[0]),
     )
+
+
+def _rows(grid: Grid, checked: Sequence[tuple[Model, GenerationSpec]], own: Sequence[_Kind]) -> list[dict[str, Any]]:
+    """What `Preview.rows` is; `own` are the points' kinds."""
+    known: dict[tuple[Any, ...], tuple[int, int]] = {}
+    rows: list[dict[str, Any]] = []
+    for i, (model, resolved) in enumerate(checked):
+        key = (_key(model, resolved), resolved.sampling.with_(seed=0), resolved.guidance, resolved.cache)
+        if key not in known:  # neither the seed nor what the text says matters
+            known[key] = (_forecast(model, [grid.specs[i]]).alone, caches.predict_bytes(model, resolved))
+        forwards, held = known[key]
+        row = {"id": grid.ids[i], "label": grid.labels[i], **grid.rows[i], "forwards": forwards}
+        rows.append(row | {"seconds": _times(forwards, own[i].forward), "cache_bytes": held})
+    return rows
+
+
+def _shared(kinds: Sequence[_Kind]) -> dict[str, Any]:
+    """Forwards, groups and seconds with sharing and without: points of different kinds share nothing."""
+    forecasts = [_forecast(kind.model, kind.specs) for kind in kinds]
+    pairs = list(zip(kinds, forecasts, strict=True))
+    return {
+        "alone": sum(f.alone for f in forecasts),
+        "shared": sum(f.shared for f in forecasts),
+        "groups": tuple(tuple(kind.places[i] for i in group) for kind, f in pairs for group in f.groups),
+        "unknown": tuple(kind.places[i] for kind, f in pairs for i in f.unknown),
+        "seconds": _sum(_times(f.shared, kind.forward) for kind, f in pairs),
+        "seconds_alone": _sum(_times(f.alone, kind.forward) for kind, f in pairs),
+    }
 
 
 def _given(model: Any) -> Model | None:
@@ -173,17 +185,18 @@ class _Described:
 
     def __init__(self, model: Model | None, card: Card | None) -> None:
         self._model, self._card = model, card
+        self._device = "auto" if card is None else "cpu"
         self._known: dict[tuple[Any, ...], Model] = {}
 
     def of(self, spec: GenerationSpec) -> Model:
         if self._model is not None and spec.model == self._model.id:
             return self._model
         leaves = {name: getattr(spec.weights, name) for name in type(spec.weights).model_fields}
-        for name in ("dtype", "vae_dtype") if self._card is not None else ():
-            leaves[name] = "bfloat16" if leaves[name] == "auto" else leaves[name]  # as models are loaded on such cards
+        if self._card is not None:  # models are loaded on such cards like this, whatever is here
+            leaves |= {name: "bfloat16" for name in ("dtype", "vae_dtype") if leaves[name] == "auto"}
         key = (spec.model, *leaves.values())
         if key not in self._known:
-            self._known[key] = models.describe(spec.model, **leaves)
+            self._known[key] = models.describe(spec.model, device=self._device, **leaves)
         return self._known[key]
 
 
