@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from wanlab.stages import encode_text as encode_text
     from wanlab.stages import post as post
     from wanlab.study import estimate as estimate
+    from wanlab.sweeps import Grid as Grid
+    from wanlab.sweeps import grid as grid
+    from wanlab.sweeps import seeds as seeds
+    from wanlab.sweeps import zip_ as zip_
     from wanlab.widgets import compare as compare
 
 _HOMES = {  # public name -> the module of this package that it lives in
@@ -54,6 +58,10 @@ _HOMES = {  # public name -> the module of this package that it lives in
     "encode_text": "stages",
     "post": "stages",
     "estimate": "study",
+    "Grid": "sweeps",
+    "grid": "sweeps",
+    "seeds": "sweeps",
+    "zip_": "sweeps",
     "compare": "widgets",
 }
 
