@@ -223,35 +223,66 @@ def held(
 def attached(model: Any, spec: GenerationSpec, cache: caches.Cache | None) -> Iterator[dict[str, Any]]:
     """Attach what the spec asks for, with the cache that executes it, and detach it on any way out.
 
-    The dict says, afterwards, what really ran. Attention "auto" leaves in place what a surrounding `attention.using`
-    put there.
+    The dict says, afterwards, what really ran.
     """
     ran: dict[str, Any] = {}
-    kernels: set[str] = set()
-    forwards: Counter[str] = Counter()
+    note = Note(model)
+    with ExitStack() as stack:
+        stack.enter_context(equipped(model, spec))
+        if cache is not None:
+            stack.enter_context(cache.attach(model))
+        stack.enter_context(model.on_begin(note))
+        yield ran
+        ran |= note.ran(spec, cache)
 
-    def note(ctx: StepContext) -> None:
-        forwards[ctx.expert] += 1
-        kernels.update(getattr(site.fn, "__name__", "function") for site in model.stacks[ctx.expert].attentions())
 
+@contextmanager
+def equipped(model: Any, spec: GenerationSpec) -> Iterator[None]:
+    """Attach the spec's attention and compilation while inside.
+
+    Attention "auto" leaves in place what a surrounding `attention.using` put there.
+    """
     with ExitStack() as stack:
         if spec.compile.compile_mode == "blocks":
             for blocks in model.stacks.values():
                 stack.enter_context(compiling(blocks))
         if spec.attention.method != "auto":
             stack.enter_context(attention.using(model, spec.attention.method))
+        yield
+
+
+class Note:
+    """What really runs: given to `model.on_begin`, it counts forwards and sees which attention is in place."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self.kernels: set[str] = set()
+        self.forwards: Counter[str] = Counter()
+
+    def copy(self) -> Note:
+        """Another one that has seen the same."""
+        found = Note(self._model)
+        found.kernels |= self.kernels
+        found.forwards.update(self.forwards)
+        return found
+
+    def __call__(self, ctx: StepContext) -> None:
+        self.forwards[ctx.expert] += 1
+        sites = self._model.stacks[ctx.expert].attentions()
+        self.kernels.update(getattr(site.fn, "__name__", "function") for site in sites)
+
+    def ran(self, spec: GenerationSpec, cache: caches.Cache | None) -> dict[str, Any]:
+        """What a result records; while compilation is still in place."""
+        found: dict[str, Any] = {"attention": "+".join(sorted(self.kernels)), "forwards": dict(self.forwards)}
         if cache is not None:
-            stack.enter_context(cache.attach(model))
-        stack.enter_context(model.on_begin(note))
-        yield ran
-        ran |= {"attention": "+".join(sorted(kernels)), "forwards": dict(forwards)}
-        if cache is not None:
-            ran["cache"] = plain_report(cache.report())
+            found["cache"] = _plain_report(cache.report())
         if spec.compile.compile_mode == "blocks":
-            ran["uncompiled"] = sorted(name for blocks in model.stacks.values() for name in blocks.uncompiled)
+            stacks = self._model.stacks.values()
+            found["uncompiled"] = sorted(name for blocks in stacks for name in blocks.uncompiled)
+        return found
 
 
-def plain_report(report: caches.CacheReport) -> dict[str, Any]:
+def _plain_report(report: caches.CacheReport) -> dict[str, Any]:
     """The report as JSON data, whose keys are text."""
     by_step = ("hit_map", "shares", "signals")
     plain = asdict(report)

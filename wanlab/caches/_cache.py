@@ -201,7 +201,7 @@ class Cache(abc.ABC):
 
     def _leave_experts(self, present: str) -> None:
         """Noise only falls, so an expert that was left does not come back: its tensors are given back."""
-        for memory in [m for key, m in self._memories.items() if key[0] != present and m.tensors]:
+        for memory in [m for key, m in self._memories.items() if key[0] != present and m.num_bytes]:
             self._forget(memory)
 
     def _forget(self, memory: Memory) -> None:
@@ -253,6 +253,11 @@ class Cache(abc.ABC):
         """Forget everything."""
         self._memories.clear()
         self._peak = 0
+
+    def computed(self, step: int) -> int:
+        """Forwards of a step in which everything was computed, those of one batch one by one."""
+        full = [branch for (_, branch, _), m in self._memories.items() if m.shares.get(step, 0.0) >= 1]
+        return sum(branch.count("+") + 1 for branch in full)
 
     def report(self) -> CacheReport:
         """Hit map, counts, bytes of state, ideal speed-up."""

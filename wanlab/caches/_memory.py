@@ -50,6 +50,12 @@ class Memory:
             signals=dict(self.signals),
         )
 
+    def to(self, device: torch.device) -> Memory:
+        """A copy with its tensors on a device."""
+        found = self.copy()
+        found.tensors = {name: tensor.to(device) for name, tensor in self.tensors.items()}
+        return found
+
     @property
     def num_bytes(self) -> int:
         """Bytes of its tensors, and of those that it would have."""

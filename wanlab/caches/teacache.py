@@ -147,6 +147,7 @@ class TeaCache(Static):
     input) each step decides, with one wait for the device. With `speedup` the threshold is searched as WanGP does.
     """
 
+    judged = frozenset({"threshold"})  # where content decides
     key = "teacache"
     given = "coefficients"
     options: Options
