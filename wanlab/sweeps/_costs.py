@@ -35,7 +35,7 @@ class _Past:
 
     kind: tuple[Any, ...]
     forward: float | None
-    """Seconds of denoising for each forward that was computed."""
+    """Seconds of denoising for each forward that was computed, those of a batch as one."""
     clip_bytes: int | None
 
 
@@ -67,11 +67,16 @@ class History:
         return bool(gpu == self._gpu and (gpu is not None or record.host == socket.gethostname()))
 
     def forward(self, model: Model, spec: GenerationSpec) -> Cost:
-        """Seconds of a forward of a resolved spec: the median of earlier runs, else the card's floor, else unknown."""
+        """Seconds of a forward of a resolved spec: the median of earlier runs, else the card's floor, else unknown.
+
+        Forwards of one batch count one by one, as forecasts do.
+        """
         times = [past.forward for past in self._runs if past.kind == kind_of(spec) and past.forward is not None]
         if times:
             several = "an earlier run" if len(times) == 1 else f"the median of {len(times)} earlier runs"
-            return Cost(statistics.median(times), f"{several} of this model, size, dtype and device")
+            run = caches.Run.of(model, spec)
+            batch = sum(map(len, run.branches)) / len(run.forwards)
+            return Cost(statistics.median(times) / batch, f"{several} of this model, size, dtype and device")
         return _floor(model, spec, self._card)
 
     def clip(self, spec: GenerationSpec) -> Cost:
@@ -107,4 +112,4 @@ def _floor(model: Model, spec: GenerationSpec, card: str | Card | None) -> Cost:
     floor = found.floors[name]
     assert found.card is not None, "floors are a card's"
     words = f"a floor: {found.card.name} at its {name} rate ({floor.source}), everything else at no cost"
-    return Cost(floor.run / len(caches.Run.of(model, found.spec).forwards), words)
+    return Cost(floor.run / found.num_forwards, words)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -178,18 +179,18 @@ class Grid(Sequence[GenerationSpec]):
         pairs = [(s, spec.sampling.seed + k) for s, spec in self._pairs() for k in offsets]
         return Grid(self._base, [{**s, "seed": seed} for s, seed in pairs])
 
-    @property
+    @cached_property
     def labels(self) -> tuple[str, ...]:
         """A short text for each point, what it differs in; no two are the same."""
-        return tuple(_table.labels(self.cells()))
+        return tuple(_table.labels(self.rows))
 
-    def cells(self) -> list[dict[str, str]]:
+    @cached_property
+    def rows(self) -> tuple[dict[str, str], ...]:
         """The table of what differs: of each point its settings in words."""
-        return _table.cells(self._specs, self._settings, self.names)
+        return tuple(_table.cells(self._specs, self._settings, self.names))
 
     def _title(self) -> str:
-        rows = self.cells()
-        axes = ", ".join(f"{name} ({len({row[name] for row in rows})})" for name in rows[0])
+        axes = ", ".join(f"{name} ({len({row[name] for row in self.rows})})" for name in self.rows[0])
         points = "1 point" if len(self) == 1 else f"{len(self):,} points"
         return f"{points} of {self._base.model}" + (f" over {axes}" if len(self) > 1 else "")
 
@@ -198,7 +199,16 @@ class Grid(Sequence[GenerationSpec]):
 
     def _repr_html_(self) -> str:
         """The points as a table of what differs, the first 50."""
-        return f"<p>{html.escape(self._title())}</p>{_table.html_table(self.cells(), len(self))}"
+        return f"<p>{html.escape(self._title())}</p>{_table.html_table(self.rows, len(self))}"
+
+    def check(self, model: Any = None) -> None:
+        """Raise WanlabError, with the point, for the first one that its model cannot follow; loads nothing.
+
+        model: a loaded one, for what is not in the catalogue; None describes each spec's.
+        """
+        from wanlab.sweeps._preview import check  # imports torch
+
+        check(self, model)
 
     def preview(self, model: Any = None, card: Any = None, out: str | Path | None = None) -> Preview:
         """What running the grid will take: forwards alone and shared, seconds, bytes; nothing is loaded.

@@ -40,10 +40,10 @@ class Preview:
     """Forwards that are computed when the points run one by one."""
     shared: int
     """The same when they share what they agree in."""
-    unknown: int
-    """Points whose cache decides only while it runs: they count as computed in full, and as sharing nothing more."""
-    groups: int
-    """Groups of points that may share work."""
+    groups: tuple[tuple[int, ...], ...]
+    """Points that share at least their first step, by their places in the grid; single ones too."""
+    unknown: tuple[int, ...]
+    """Points whose cache decides only while it runs: they count as computed, and as sharing nothing there."""
     seconds: float | None
     """Of denoising, with sharing, one after another; None where it is unknown."""
     seconds_alone: float | None
@@ -65,11 +65,13 @@ class Preview:
         return 1 - self.shared / self.alone if self.alone else 0.0
 
     def _figures(self) -> Iterator[tuple[str, str]]:
-        groups = "1 group" if self.groups == 1 else f"{self.groups} groups"
+        groups = "1 group" if len(self.groups) == 1 else f"{len(self.groups)} groups"
         yield "forwards", f"{self.alone:,} one by one, {self.shared:,} shared in {groups}: {self.share_saved:.0%} saved"
         if self.unknown:
-            points = "1 point decides" if self.unknown == 1 else f"{self.unknown} points decide"
-            yield "unknown", f"{points} only while running, and counted as computed and separate: it may be fewer"
+            points = (
+                "1 point's cache decides" if len(self.unknown) == 1 else f"{len(self.unknown)} points' caches decide"
+            )
+            yield "unknown", f"{points} only while running, counted as computed and separate: it may be fewer"
         if self.seconds is None or self.seconds_alone is None:
             yield "denoising", self.seconds_words
         else:
@@ -104,51 +106,78 @@ class _Kind:
     """Points of one model and size, and what one forward of them takes."""
 
     model: Model
+    places: list[int]
     specs: list[GenerationSpec]
     forward: Cost
     clip: Cost
     latents_bytes: int
 
 
-def preview(grid: Grid, model: Model | None, card: str | Card | None, out: str | Path | None) -> Preview:
+def check(grid: Grid, model: Any) -> None:
+    """`Grid.check`."""
+    described = _Described(_given(model), None)
+    for spec, label in zip(grid.specs, grid.labels, strict=True):
+        _checked(described, spec, label)
+
+
+def preview(grid: Grid, model: Any, card: str | Card | None, out: str | Path | None) -> Preview:
     """`Grid.preview`."""
-    if model is not None and not isinstance(model, Model):
-        raise WanlabError(
-            f"{shorten(model, 60)} is no model", remedy="Give what wanlab.load(...) returns, or leave it out"
-        )
+    model = _given(model)
     chosen, _ = chosen_card(card, torch.device("cpu") if model is None else model.device)
     history = History(out, None if model is None else model.device, card if card is None else chosen or card)
-    described = _Described(model, chosen)
+    described = _Described(model, chosen if card is not None else None)
     checked = [_checked(described, spec, label) for spec, label in zip(grid.specs, grid.labels, strict=True)]
     kinds = _kinds(grid.specs, checked, history)
-    forecasts = [_forecast(kind.model, kind.specs) for kind in kinds.values()]
-    of_point = [kinds[_key(found, resolved)] for found, resolved in checked]
-    forwards = [_forecast(found, [spec]).alone for (found, _), spec in zip(checked, grid.specs, strict=True)]
-    held = [caches.predict_bytes(found, resolved) for found, resolved in checked]
-    largest = max(range(len(held)), key=held.__getitem__)
-    costs = [kind.forward for kind in kinds.values()]
-    clips = [kind.clip for kind in of_point]
-    columns = grid.cells()
-    rows = [
-        {"id": i, "label": label, **cells, "forwards": n, "seconds": _times(n, kind.forward), "cache_bytes": size}
-        for i, label, cells, n, kind, size in zip(grid.ids, grid.labels, columns, forwards, of_point, held, strict=True)
-    ]
+    own = [kinds[_key(found, resolved)] for found, resolved in checked]
+    rows = _rows(grid, checked, own)
+    largest = max(rows, key=lambda row: row["cache_bytes"])
+    where = f" ({largest['label']})" if largest["cache_bytes"] else ": no point has a cache that holds something"
     return Preview(
         title=repr(grid).removeprefix("Grid(").removesuffix(")"),
         rows=rows,
-        alone=sum(f.alone for f in forecasts),
-        shared=sum(f.shared for f in forecasts),
-        unknown=sum(f.unknown for f in forecasts),
-        groups=sum(f.groups for f in forecasts),
-        seconds=_sum(_times(f.shared, cost) for f, cost in zip(forecasts, costs, strict=True)),
-        seconds_alone=_sum(_times(f.alone, cost) for f, cost in zip(forecasts, costs, strict=True)),
-        seconds_words=_said(costs),
-        latents_bytes=sum(kind.latents_bytes for kind in of_point),
-        clips=Cost(_sum(c.value for c in clips), _said(clips)),
-        cache_bytes=held[largest],
-        cache_words=f" ({grid.labels[largest]})" if held[largest] else ": no point has a cache that holds something",
-        columns=tuple(columns[0]),
+        **_shared([*kinds.values()]),
+        seconds_words=_said([kind.forward for kind in kinds.values()]),
+        latents_bytes=sum(kind.latents_bytes for kind in own),
+        clips=Cost(_sum(kind.clip.value for kind in own), _said([kind.clip for kind in own])),
+        cache_bytes=largest["cache_bytes"],
+        cache_words=where,
+        columns=tuple(grid.rows[0]),
     )
+
+
+def _rows(grid: Grid, checked: Sequence[tuple[Model, GenerationSpec]], own: Sequence[_Kind]) -> list[dict[str, Any]]:
+    """What `Preview.rows` is; `own` are the points' kinds."""
+    known: dict[tuple[Any, ...], tuple[int, int]] = {}
+    rows: list[dict[str, Any]] = []
+    for i, (model, resolved) in enumerate(checked):
+        key = (_key(model, resolved), resolved.sampling.with_(seed=0), resolved.guidance, resolved.cache)
+        if key not in known:  # neither the seed nor what the text says matters
+            known[key] = (_forecast(model, [grid.specs[i]]).alone, caches.predict_bytes(model, resolved))
+        forwards, held = known[key]
+        row = {"id": grid.ids[i], "label": grid.labels[i], **grid.rows[i], "forwards": forwards}
+        rows.append(row | {"seconds": _times(forwards, own[i].forward), "cache_bytes": held})
+    return rows
+
+
+def _shared(kinds: Sequence[_Kind]) -> dict[str, Any]:
+    """Forwards, groups and seconds with sharing and without: points of different kinds share nothing."""
+    forecasts = [_forecast(kind.model, kind.specs) for kind in kinds]
+    pairs = list(zip(kinds, forecasts, strict=True))
+    return {
+        "alone": sum(f.alone for f in forecasts),
+        "shared": sum(f.shared for f in forecasts),
+        "groups": tuple(tuple(kind.places[i] for i in group) for kind, f in pairs for group in f.groups),
+        "unknown": tuple(kind.places[i] for kind, f in pairs for i in f.unknown),
+        "seconds": _sum(_times(f.shared, kind.forward) for kind, f in pairs),
+        "seconds_alone": _sum(_times(f.alone, kind.forward) for kind, f in pairs),
+    }
+
+
+def _given(model: Any) -> Model | None:
+    if model is not None and not isinstance(model, Model):
+        remedy = "Give what wanlab.load(...) returns, or leave it out"
+        raise WanlabError(f"{shorten(model, 60)} is no loaded model", remedy=remedy)
+    return model
 
 
 class _Described:
@@ -156,17 +185,18 @@ class _Described:
 
     def __init__(self, model: Model | None, card: Card | None) -> None:
         self._model, self._card = model, card
+        self._device = "auto" if card is None else "cpu"
         self._known: dict[tuple[Any, ...], Model] = {}
 
     def of(self, spec: GenerationSpec) -> Model:
-        if self._model is not None:
+        if self._model is not None and spec.model == self._model.id:
             return self._model
         leaves = {name: getattr(spec.weights, name) for name in type(spec.weights).model_fields}
-        for name in ("dtype", "vae_dtype") if self._card is not None else ():
-            leaves[name] = "bfloat16" if leaves[name] == "auto" else leaves[name]  # as models are loaded on such cards
+        if self._card is not None:  # models are loaded on such cards like this, whatever is here
+            leaves |= {name: "bfloat16" for name in ("dtype", "vae_dtype") if leaves[name] == "auto"}
         key = (spec.model, *leaves.values())
         if key not in self._known:
-            self._known[key] = models.describe(spec.model, **leaves)
+            self._known[key] = models.describe(spec.model, device=self._device, **leaves)
         return self._known[key]
 
 
@@ -180,18 +210,19 @@ def _checked(described: _Described, spec: GenerationSpec, label: str) -> tuple[M
 
 
 def _key(model: Model, resolved: GenerationSpec) -> tuple[Any, ...]:
-    return id(model), *kind_of(resolved), str(resolved.guidance)
+    return id(model), *kind_of(resolved)
 
 
 def _kinds(
     specs: Sequence[GenerationSpec], checked: Sequence[tuple[Model, GenerationSpec]], history: History
 ) -> dict[tuple[Any, ...], _Kind]:
     found: dict[tuple[Any, ...], _Kind] = {}
-    for spec, (model, resolved) in zip(specs, checked, strict=True):
+    for i, (spec, (model, resolved)) in enumerate(zip(specs, checked, strict=True)):
         key = _key(model, resolved)
         if key not in found:
             latents = 4 * math.prod(model.latent_shape(resolved))
-            found[key] = _Kind(model, [], history.forward(model, resolved), history.clip(resolved), latents)
+            found[key] = _Kind(model, [], [], history.forward(model, resolved), history.clip(resolved), latents)
+        found[key].places.append(i)
         found[key].specs.append(spec)
     return found
 

@@ -28,8 +28,7 @@ def words(value: Any) -> str:
     if isinstance(value, Mapping):
         if "sha256" in value:
             return f"{value.get('name', '')} {value['sha256'][:6]}".strip()
-        options = (f"{k}={words(v)}" for k, v in value.items() if k != "method")
-        return " ".join([str(value["method"])] * ("method" in value) + list(options))
+        return " ".join(words(v) if k == "method" else f"{k}={words(v)}" for k, v in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(words(v) for v in value)
     return str(value)

@@ -1,6 +1,7 @@
 /** The table of runs: filter, sort, pages and ticks are done here, so that they need no kernel; texts are never HTML. */
 const PAGE = 50;
 const LIVE_PICTURES = 60;
+const LONG = 20; // characters of a value that may be broken anywhere
 const MOST_CHOICES = 40; // of a drop-down; a setting with more is found by the text
 const STATUS_WORDS = { ok: "ok", oom: "out of memory" };
 

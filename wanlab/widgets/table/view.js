@@ -191,6 +191,7 @@ class View {
       this.turnTo(0);
     });
     press.className = "wr-sort";
+    press.replaceChildren(...`${column.title}${mark}`.split(/(?<=[_.])/).flatMap((part) => [part, element("wbr")]));
     cell.append(press);
     return cell;
   }
@@ -287,7 +288,7 @@ class View {
       return cell;
     }
     const text = column.kind === "metrics" ? number(value) : shown(value);
-    cell.append(cut(element("div", "wr-value"), text, 120));
+    cell.append(cut(element("div", text.length > LONG ? "wr-value wr-long" : "wr-value"), text, 120));
     return cell;
   }
 
