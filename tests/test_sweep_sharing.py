@@ -10,15 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from tests.sharing import CACHES, GUIDANCES, STEPS, Forwards, alone, base_of, check_equal, inputs
+from tests.sharing import CACHES, GUIDANCES, Forwards, alone, base_of, check_equal, inputs
 from tests.tiny import tiny_flux, tiny_wan
-from wanlab import caches, models, registry, sweeps
-from wanlab.caches.easycache import EasyCache
-from wanlab.errors import WanlabError
-from wanlab.guidance.cfg import CFG
+from wanlab import models, registry, sweeps
 from wanlab.models import Model
 from wanlab.registry import SAMPLERS
-from wanlab.watch import Cancelled, Watch
 
 Pytestmark = pytest.mark.filterwarnings("ignore::wanlab.caches.ConstantsWarning")
 
