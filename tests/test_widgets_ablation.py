@@ -196,7 +196,7 @@ def test_the_code_makes_the_same_grid(model: Any, tmp_path: Path, monkeypatch: p
     add(panel, "prompt")._text.value = 'it\'s "a" fox\n<b>'
     add(panel, "cache.threshold")._text.value = "0.1, 0.2"
     add(panel, "seed")._text.value = "range(2)"
-    monkeypatch.setattr(wanlab, "run_sweep", lambda made, out: runner(made, Path(out)), raising=False)
+    monkeypatch.setattr(wanlab, "run_sweep", lambda made, out, model: runner(made, Path(out)), raising=False)
     names: dict[str, Any] = {}
     exec(panel._copy.text, names)
     assert names["grid"] == panel.grid
@@ -277,7 +277,17 @@ def test_only_what_the_model_can_do_is_offered(model: Any) -> None:
 def test_the_cost_is_told_at_every_change(model: Any) -> None:
     panel = AblationPanel(model, num_steps=[4])
     assert "<b>1 run</b>" in panel._cost.value
-    assert "8 forwards" in panel._cost.value
+    until(lambda: "8 forwards" in panel._cost.value)
     axis(panel, "num_steps")._text.value = "4, 6"
     assert "<b>2 runs</b>" in panel._cost.value
+    until(lambda: "20 forwards" in panel._cost.value)
     assert "MB on disk" in panel._cost.value
+
+
+def test_points_that_would_be_refused_are_told_before_they_run(model: Any) -> None:
+    panel = AblationPanel(model.spec(**SIZE), cache=["none", "easycache"])
+    until(lambda: "wanlab-error" in panel._cost.value)
+    assert "reuse nothing" in panel._cost.value
+    axis(panel, "cache")._ticks["easycache"].value = False
+    until(lambda: "4 forwards" in panel._cost.value or "8 forwards" in panel._cost.value)
+    assert "wanlab-error" not in panel._cost.value

@@ -23,7 +23,7 @@ from tests.run_folders import finish, plan
 from wanlab.widgets import AblationPanel
 
 model = wanlab.load("wan_tiny")
-spec = model.spec(prompt="a red fox", num_steps=4, width=32, height=32, num_frames=5)
+spec = model.spec(prompt="a red fox", num_steps=12, width=32, height=32, num_frames=5)
 gate = threading.Semaphore(0)
 
 def slowly(grid, out, model=None):

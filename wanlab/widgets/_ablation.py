@@ -50,6 +50,9 @@ class AblationPanel(widgets.VBox):
         self._runner = runner or _run_sweep
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
+        self._coster: threading.Thread | None = None
+        self._wanted: tuple[Grid, str] | None = None  # whose cost is not told yet
+        self._error: BaseException | None = None
         self._browser: RunBrowser | None = None
         self._displays: dict[str, Any] = {}  # by cell
         self._quiet = True
@@ -127,7 +130,7 @@ class AblationPanel(widgets.VBox):
         """The cell that makes the same grid and runs it. Raises as `grid`."""
         zips, axes = self._columns()
         made = call("wanlab.grid", axes, ["base", *(call("wanlab.zip_", z) for z in zips)])
-        run = call("wanlab.run_sweep", {"out": self.out.as_posix()}, ["grid"])
+        run = call("wanlab.run_sweep", {}, ["grid", f"out={self.out.as_posix()!r}", "model=model"])
         return "\n".join(["import wanlab", "", *base_lines(self.spec, "base"), f"grid = {made}", f"results = {run}"])
 
     def _columns(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -182,7 +185,7 @@ class AblationPanel(widgets.VBox):
             base, made = self.spec, self.grid
             self._head.value = _title(base)
             self._code.value = self._copy.text = self.code
-            self._cost.value = self._told_cost(made)
+            self._tell_cost(made)
         except Exception as error:  # noqa: BLE001 - a panel says what is wrong, it does not raise
             self._message.say(reason(error), is_error=True)
             self._cost.value = self._copy.text = self._code.value = ""
@@ -192,16 +195,33 @@ class AblationPanel(widgets.VBox):
         if self._message.is_error:
             self._message.say("")
 
-    def _told_cost(self, made: Grid) -> str:
-        """HTML of the size and the predicted cost; a prediction that fails takes nothing from the panel."""
+    def _tell_cost(self, made: Grid) -> None:
+        """Show the size at once, and the predicted cost as soon as a thread has found it."""
         size = f"<b>{len(made)} {'run' if len(made) == 1 else 'runs'}</b>"
         if len(made) > _MANY:
-            return f"{size}; the cost of so many is told by <code>panel.grid.preview()</code>"
-        try:
-            told = cost_in_words(made.preview(model=self._model, out=self.out))
-        except Exception as error:  # noqa: BLE001 - as above
-            told = f"the cost is unknown: {reason(error)}"
-        return f'{size} <span class="wanlab-quiet">· {html.escape(told)}</span>'
+            self._cost.value = f"{size}; the cost of so many is told by <code>panel.grid.preview()</code>"
+            return
+        self._cost.value = f'{size} <span class="wanlab-quiet">· ...</span>'
+        with self._lock:
+            self._wanted = made, size
+            if self._coster is None:
+                self._coster = threading.Thread(target=self._find_costs, name="wanlab-cost", daemon=True)
+                self._coster.start()
+
+    def _find_costs(self) -> None:
+        """Predict the cost of the latest grid, until there is no later one."""
+        while True:
+            with self._lock:
+                if self._wanted is None:
+                    self._coster = None
+                    return
+                (made, size), self._wanted = self._wanted, None
+            try:
+                told, kind = cost_in_words(made.preview(model=self._model, out=self.out)), "wanlab-quiet"
+            except Exception as error:  # noqa: BLE001 - a prediction that fails takes nothing from the panel
+                told, kind = reason(error), "wanlab-error"
+            if self._wanted is None and self._cost.value:
+                self._cost.value = f'{size} <span class="{kind}">· {html.escape(told)}</span>'
 
     @property
     def _works(self) -> bool:
@@ -234,8 +254,6 @@ class AblationPanel(widgets.VBox):
             if self._browser is not None:
                 self._told(self._browser.refresh)
 
-    _error: BaseException | None = None
-
     def run(self) -> Any:
         """Press Run and wait: what `run_sweep` returned. Interrupting cancels. Raises what the sweep raised."""
         self._error = None
@@ -266,6 +284,11 @@ class AblationPanel(widgets.VBox):
         self._place.children = [self._browser]
         if earlier is not None:
             earlier.close()
+
+    def close(self) -> None:
+        """Close it with all that is inside; a sweep that runs goes on."""
+        close(*self.children)
+        super().close()
 
     def _told(self, act: Callable[..., Any], *arguments: Any) -> None:
         """Do something for a click, where nobody would see an error: the panel says it."""
@@ -314,13 +337,13 @@ def _usual_out() -> Path:
 
 
 def cost_in_words(preview: Any) -> str:
-    """Forwards, seconds and bytes of a grid's preview, on one line."""
+    """Forwards, seconds of denoising and bytes of a grid's preview, on one line."""
     saved = f" instead of {preview.alone:,} ({preview.share_saved:.0%} saved by sharing)" if preview.share_saved else ""
     facts = [f"{preview.shared:,} forwards{saved}"]
-    if preview.unknown:
-        facts.append(f"perhaps fewer: {preview.unknown} caches decide only while they run")
+    if num_unknown := len(preview.unknown):
+        facts.append(f"perhaps fewer, as {num_unknown} caches decide while they run")
     known = preview.seconds is not None
-    facts.append(f"about {duration(preview.seconds)} of denoising" if known else f"time: {preview.seconds_words}")
+    facts.append(f"about {duration(preview.seconds)}" if known else f"time {preview.seconds_words.partition('.')[0]}")
     num_bytes = preview.latents_bytes + (preview.clips.value or 0)
     return " · ".join([*facts, f"{num_bytes / 1e6:,.1f} MB on disk"])
 

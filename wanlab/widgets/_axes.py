@@ -100,7 +100,7 @@ class Axis(widgets.Box):
             layout={"flex_flow": "row wrap", "flex": "1 1 300px", "align_items": "center"},
         )
         layout = {"flex_flow": "row wrap", "align_items": "center"}
-        super().__init__([name, inputs, self._zip, away], layout=layout)
+        super().__init__([away, name, inputs, self._zip], layout=layout)
         self.add_class("wanlab-entry")
         self.add_class("wanlab-axis")
 
