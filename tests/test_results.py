@@ -384,6 +384,7 @@ def test_what_processes_do(tmp_path: Path) -> None:
     runs.write_working(tmp_path, me.with_(pid=2**31 - 1))
     runs.write_working(tmp_path, me.with_(host="else/where"))
     (tmp_path / "progress" / "torn.json").write_text("{")
+    (tmp_path / "progress" / ".part-elsewhere-7.json").write_text("{")
     assert sorted(w.host for w in runs.read_working(tmp_path)) == sorted(["else/where", socket.gethostname()])
     assert len(wanlab.results(tmp_path)) == 0
     runs.end_working(tmp_path)
