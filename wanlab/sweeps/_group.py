@@ -121,4 +121,3 @@ class Group:
         if self._model.device.type == "cuda":
             torch.cuda.synchronize(self._model.device)
         (self._seconds if seconds is None else seconds)[stage] = time.perf_counter() - started
-

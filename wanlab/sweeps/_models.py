@@ -21,7 +21,9 @@ class Models:
     def __init__(self, given: Sequence[Model] = (), device: str = "auto") -> None:
         for model in given:
             if not isinstance(model, Model):
-                raise WanlabError(f"{shorten(model)} is not a loaded model", remedy="Pass what wanlab.load(...) returns")
+                raise WanlabError(
+                    f"{shorten(model)} is not a loaded model", remedy="Pass what wanlab.load(...) returns"
+                )
         self._given, self._device = tuple(given), device
         self._loaded: dict[Hashable, Model] = {}
         self._present: Model | None = None

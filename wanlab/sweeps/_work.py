@@ -1,16 +1,16 @@
-"""What one process does for a sweep: claim points that nobody has in hand, run them in groups, until all are settled."""
+"""What one process does for a sweep: claim points that nobody has in hand and run them, until all have ended."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from wanlab import caches, pipeline, runs
-from wanlab.errors import WanlabError
+from wanlab import pipeline, runs
+from wanlab.errors import shorten
 from wanlab.models import Model
 from wanlab.spec import GenerationSpec
 from wanlab.sweeps._checkpoint import adopt
@@ -63,9 +63,10 @@ class Work:
         for task in tasks:
             found.setdefault(task.group, []).append(task)
         place = {task.run: i for i, task in enumerate(self.tasks)}
-        costly = [(t.spec.model, str(t.spec.weights), str(t.spec.lora), str(t.spec.compile), str(t.spec.attention)) for t in self.tasks]
-        first = {key: costly.index(key) for key in costly}
-        return sorted(found.values(), key=lambda group: (first[costly[place[group[0].run]]], place[group[0].run]))
+        first: dict[str, int] = {}
+        for i, task in enumerate(self.tasks):
+            first.setdefault(_equipment(task.spec), i)
+        return sorted(found.values(), key=lambda group: (first[_equipment(group[0].spec)], place[group[0].run]))
 
     def open_tasks(self) -> list[Task]:
         """Tasks that have no result yet."""
@@ -77,7 +78,8 @@ class Work:
         records = [row.record for row in runs.results(self.out) if row.record is not None and row.status == "ok"]
         found = {record.id for record in records}
         if self.options.stale == "keep":
-            old = {(record.fingerprint, GenerationSpec.from_json(record.spec).id) for record in records if record.numerics != runs.NUMERICS}
+            stale = [record for record in records if record.numerics != runs.NUMERICS]
+            old = {(record.fingerprint, GenerationSpec.from_json(record.spec).id) for record in stale}
             found |= {task.run for task in self.tasks if (self._models.of(task.spec).fingerprint, task.spec.id) in old}
         return found
 
@@ -95,7 +97,7 @@ class Work:
             for group in self.groups(left):
                 progressed |= self._group(group, watch, ended)
             if not progressed:
-                _wait(watch.check)  # others have what is left; one of them may die
+                time.sleep(_POLL_SECONDS)  # others have what is left; one of them may die
 
     def _group(self, tasks: Sequence[Task], watch: Watching, ended: set[str]) -> bool:
         """Run what of a group can be had; whether that was anything. What ended or gave up goes into `ended`."""
@@ -123,8 +125,9 @@ class Work:
                 continue
             if found and self._is_last_try(task):
                 continue
+            record = task.record(model.fingerprint)
             try:
-                record = runs.claim(task.folder, task.record(model.fingerprint), self.options.max_attempts, self.options.stale)
+                record = runs.claim(task.folder, record, self.options.max_attempts, self.options.stale)
             except runs.GaveUp as error:
                 _log.warning("%s", error)
                 ended.add(task.run)
@@ -138,3 +141,14 @@ class Work:
     def _is_last_try(self, task: Task) -> bool:
         """Whether a run that crashed as often as it may, but once, is begun again."""
         return runs.num_crashes(task.folder) >= max(1, self.options.max_attempts - 1)
+
+
+def _equipment(spec: GenerationSpec) -> str:
+    """What takes time to change between two runs: the network, what is in it, how it is compiled."""
+    return f"{spec.model} {spec.weights} {spec.lora} {spec.compile} {spec.attention}"
+
+
+def _in_words(specs: Sequence[GenerationSpec]) -> str:
+    first = specs[0]
+    words = f"{shorten(first.text.prompt, 60)}, seed {first.sampling.seed}"
+    return words if len(specs) == 1 else f"{words}: {len(specs)} points together"
