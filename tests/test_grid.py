@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -178,6 +180,8 @@ def test_media_are_stored_and_named_by_content(tmp_path: Path, live: Path) -> No
     frames = np.zeros((5, 32, 32, 3), np.uint8)
     assert len(grid(BASE, video=frames, seed=[0, 1])) == 2  # frames are one value
     assert made.labels[0].startswith("image=a.png")
+    mask = np.zeros((32, 32), np.uint8)
+    assert len(grid(BASE, video=frames, mask=mask)) == 1  # so is a mask, which has the shape of a list of lists
 
 
 def test_bases() -> None:
@@ -368,6 +372,12 @@ def test_points_are_what_a_sweeps_file_holds() -> None:
     assert [point.id for point in points] == list(made.ids)
     assert [point.settings for point in points] == [made.settings(0), made.settings(1)]
     assert [GenerationSpec.from_json(point.spec) for point in points] == list(made)
+
+
+def test_writing_a_grid_imports_no_torch() -> None:
+    uses = "import sys, wanlab; wanlab.Grid, wanlab.grid, wanlab.zip_(a=wanlab.seeds(3))"
+    code = f"{uses}; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_zips_read_back() -> None:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from wanlab.study import estimate as estimate
     from wanlab.sweeps import Grid as Grid
     from wanlab.sweeps import grid as grid
+    from wanlab.sweeps import run_sweep as run_sweep
     from wanlab.sweeps import seeds as seeds
     from wanlab.sweeps import zip_ as zip_
     from wanlab.widgets import compare as compare
@@ -60,6 +61,7 @@ _HOMES = {  # public name -> the module of this package that it lives in
     "estimate": "study",
     "Grid": "sweeps",
     "grid": "sweeps",
+    "run_sweep": "sweeps",
     "seeds": "sweeps",
     "zip_": "sweeps",
     "compare": "widgets",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterable
+import uuid
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -136,3 +137,23 @@ class Checkpoints:
 
     def _path(self, number: int, suffix: str = "safetensors") -> Path:
         return self.folder / f"{number:06d}.{suffix}"
+
+
+def adopt(root: Path, group: str, mine: Collection[str], is_settled: Callable[[str], bool]) -> Path:
+    """A folder below `root` for the checkpoints of a group, that no other process uses.
+
+    One that a process left which died is taken over: all variants that it has states of are `mine`, which only one
+    process holds at a time, or are settled.
+    """
+    new = root / f"{group}-{uuid.uuid4().hex[:8]}"
+    for folder in sorted(root.glob(f"{group}-*")):
+        keys: set[str] = set()
+        for path in folder.glob("[0-9]*.json"):
+            with contextlib.suppress(WanlabError, KeyError, TypeError):
+                keys |= set(read_json(path)["keys"])
+        if not keys & set(mine) or not all(key in mine or is_settled(key) for key in keys):
+            continue
+        with contextlib.suppress(OSError):  # another process was quicker
+            folder.rename(new)
+            return new
+    return new

@@ -13,7 +13,7 @@ from wanlab.errors import WanlabError, shorten
 from wanlab.spec import GenerationSpec, plain
 from wanlab.sweeps import _points, _table
 from wanlab.sweeps._points import Settings, Zip
-from wanlab.sweeps._settings import Cleaner, agrees, changes, clean_axis, looked_up, spec_at
+from wanlab.sweeps._settings import Cleaner, agrees, changes, clean_axis, looked_up, spec_at, with_frames
 
 if TYPE_CHECKING:
     from wanlab.runs import Point
@@ -37,7 +37,7 @@ def grid(base: Any, /, *zips: Zip, **axes: Any) -> Grid:
             f"grid got {shorten(wrong[0], 60)} after its base", remedy="Give zip_(...) there, and axes by name"
         )
     start = _base(base)
-    return Grid(start, _points.product(zips, axes, Cleaner(start)))
+    return Grid(start, _points.product(zips, with_frames(axes), Cleaner(start)))
 
 
 @overload
@@ -49,7 +49,7 @@ def zip_(base: Any = None, /, **axes: Any) -> Zip | Grid:
 
     With a base they are a whole grid. Raises WanlabError for axes of different lengths.
     """
-    found = Zip.of(axes)
+    found = Zip.of(with_frames(axes))
     return found if base is None else grid(base, found)
 
 

@@ -31,6 +31,8 @@ class Node:
     """By `Variant.memory_class`."""
     shared: tuple[int, tuple[str, ...]] = (0, ())
     """Steps that were taken together with others, and who they all were."""
+    seconds: tuple[float, float] = (0.0, 0.0)
+    """That all steps so far took, and those of them that were taken together with others."""
 
     def executors(self) -> dict[str, Cache]:
         """A cache of each memory class, with what it knows; it asks for all variants of its class."""
@@ -74,9 +76,11 @@ class Node:
         """Go on without some of the variants."""
         self.variants = [variant for variant in self.variants if variant not in variants]
 
-    def took(self) -> None:
-        """Note that the variants took the step before `state` together."""
-        if len(self.variants) > 1:
+    def took(self, seconds: float) -> None:
+        """Note that the variants took the step before `state` together, and how long that was."""
+        is_shared = len(self.variants) > 1
+        self.seconds = (self.seconds[0] + seconds, self.seconds[1] + seconds * is_shared)
+        if is_shared:
             self.shared = (self.state.index, self.shared[1] or tuple(v.key for v in self.variants))
 
     def executor(self, variant: Variant) -> Cache | None:
@@ -103,6 +107,7 @@ class Node:
             "forwards": dict(self.note.forwards),
             "kernels": sorted(self.note.kernels),
             "shared": list(self.shared),
+            "seconds": list(self.seconds),
         }
         cache: dict[str, Tensor] = {_INFO: to_bytes(info)}
         for i, (memories, _) in enumerate(self.known.values()):
@@ -129,7 +134,8 @@ class Node:
             name: (unpack(_numbered(state.cache, i)), int(info["peaks"][i])) for i, name in enumerate(info["classes"])
         }
         number, company = info["shared"]
-        return cls(replace(state, cache={}), fits, note, known, (number, tuple(company)))
+        seconds = info["seconds"]
+        return cls(replace(state, cache={}), fits, note, known, (number, tuple(company)), (seconds[0], seconds[1]))
 
     def to(self, device: Any) -> Node:
         """A copy with all tensors on a device."""

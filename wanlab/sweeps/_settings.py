@@ -23,6 +23,12 @@ def flat_name(name: str) -> str:
     return name
 
 
+def with_frames(axes: Mapping[str, Any]) -> Settings:
+    """The axes with an array given as a medium as one value: a mask of (H, W) is no axis of rows."""
+    media = {name for name in axes if LEAVES.get(flat_name(name)) == "media" and getattr(axes[name], "ndim", 0) > 1}
+    return {name: [value] if name in media else value for name, value in axes.items()}
+
+
 class Cleaner:
     """Settings of a user, or of a document, as a grid keeps them: flat names, JSON values, media stored."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import ExitStack
@@ -26,7 +27,7 @@ Finished = tuple[str, Tensor, dict[str, Any]]
 """A variant's key, its clean latents as `denoise` returns them, and what ran, as `denoise_recorded` does.
 
 `ran` counts forwards as the variant alone would have run them; "shared" says how many steps were taken together, and
-with whom.
+with whom; "seconds" how long its steps took, those that were taken together too, and the latter alone.
 """
 
 
@@ -182,12 +183,12 @@ class Together(Iterator[Finished]):
         while True:
             before = node.copy()
             before.learn({name: cache for name, cache in caches.items() if cache.siblings})
-            step = node.state.index
+            step, started = node.state.index, time.perf_counter()
             node.state = sample(head.sampler, velocity, node.state, stop=step + 1, on_step=on_step)
             self.executed += _computed(head, step, caches)
             parted = [before.only(cache.parted) for cache in caches.values() if cache.parted]
             node.leave([variant for other in parted for variant in other.variants])
-            node.took()
+            node.took(time.perf_counter() - started)
             is_last = step + 1 == head.num_steps
             if not is_last and self._checkpoint is not None and self._checkpoint.due(step + 1):
                 node.learn(caches)
@@ -204,6 +205,7 @@ class Together(Iterator[Finished]):
                 cache.reset()
             number, company = node.shared
             ran["shared"] = {"prefix_steps": number, "with": [key for key in company if key != variant.key]}
+            ran["seconds"] = dict(zip(("denoise", "shared"), node.seconds, strict=True))
             yield variant.key, latents, ran
 
 
