@@ -145,8 +145,9 @@ def test_axes_are_added_changed_and_taken_away(model: Any) -> None:
     panel._remove(sampler)
     panel._remove(cache)
     assert panel.grid == grid(spec, seed=range(3))
-    assert "cache" in panel._what.options
-    assert "seed" not in panel._what.options
+    add(panel, "seed")
+    assert "varied already" in panel._message.value
+    assert panel.grid == grid(spec, seed=range(3))
 
 
 def test_axes_that_go_together(model: Any) -> None:
@@ -223,7 +224,7 @@ def test_run_is_a_thread_and_fills_the_browser(model: Any, tmp_path: Path) -> No
     until(lambda: panel.results is not None and not panel._run.disabled)
     assert [row.status for row in panel.results] == ["ok"] * 3
     assert runner.calls[0]["model"] is model
-    assert "Done: 3 runs" in panel._message.value
+    assert "Done: 3/3 runs" in panel._message.value
     assert panel._stop.disabled
 
 
@@ -238,6 +239,35 @@ def test_cancel_is_a_file_and_the_rest_is_not_made(model: Any, tmp_path: Path) -
     runner.opened.set()
     until(lambda: panel.results is not None)
     assert [row.status for row in panel.results] == ["ok", "pending", "pending"]
+    until(lambda: "Stopped: 1/3 runs" in panel._message.value)
+
+
+def test_run_is_run_sweep_and_so_is_the_code(model: Any, tmp_path: Path) -> None:
+    panel = AblationPanel(model.spec(**SIZE), out=tmp_path / "runs", guidance_scale=[1.0, 5.0], seed=range(2))
+    found = panel.run()
+    assert [row.id for row in found] == list(panel.grid.ids)
+    assert [row.status for row in found] == ["ok"] * 4
+    written = {row.id: (row.folder / runs.RUN_JSON).stat().st_mtime_ns for row in found}
+    names: dict[str, Any] = {}
+    exec(panel.code, names)
+    again = names["results"]
+    assert {row.id: (row.folder / runs.RUN_JSON).stat().st_mtime_ns for row in again} == written, "all were there"
+
+
+def test_cancel_ends_a_sweep_within_a_step_and_run_goes_on(model: Any, tmp_path: Path) -> None:
+    spec = model.spec(**SIZE | {"num_steps": 400})
+    panel = AblationPanel(spec, out=tmp_path / "runs", seed=range(3))
+    panel._run.click()
+    until(lambda: any(working.step > 1 for working in runs.read_working(tmp_path / "runs")))
+    panel._stop.click()
+    until(lambda: not panel._works)
+    assert "Stopped: 0/3 runs" in panel._message.value
+    assert not any(row.status == "ok" for row in runs.results(tmp_path / "runs"))
+    panel._out.value = str(tmp_path / "short")
+    axis(panel, "seed")._text.value = "7"
+    add(panel, "num_steps")._text.value = "2"
+    assert [row.status for row in panel.run()] == ["ok"]
+    assert "Done: 1/1 runs" in panel._message.value
 
 
 def test_headless_run_waits_and_raises(model: Any, tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_the_table_fills_and_the_kernel_stays_free(session: Lab) -> None:
     session.run("gate.release()")
     session.until("() => document.querySelectorAll('.wr-table tr[data-status=ok]').length === 1")
     session.run("gate.release(5)")
-    shown.get_by_text("Done: 4 runs").wait_for()
+    shown.get_by_text("Done: 4/4 runs").wait_for()
     session.until("() => document.querySelectorAll('.wr-table tr[data-status=ok]').length === 4")
     session.run("assert [row.status for row in panel.results] == ['ok'] * 4")
     shown.locator(".wr-table tbody tr").first.click()
@@ -129,6 +129,29 @@ def test_cancel_stops_and_the_rest_is_not_made(session: Lab) -> None:
     shown.get_by_role("button", name="Cancel").first.click()
     shown.get_by_role("button", name="Stopping ...").first.wait_for()
     session.run("gate.release()")
-    shown.get_by_text("Done: 9 runs").wait_for()
+    shown.get_by_text("Stopped: 1/9 runs").wait_for()
     session.run("assert panel.results.counts() == {'ok': 1, 'pending': 8}")
+    session.assert_no_errors()
+
+
+def test_a_real_sweep_from_ticks_to_a_comparison(session: Lab, screenshot: Screenshots) -> None:
+    """What a person does: choose, run, watch, sort, compare; and the cell that says the same finds all runs there."""
+    index = session.run("panel = AblationPanel(model.spec(prompt='a red circle', num_steps=6), out='runs/real')\npanel")
+    shown = session.output(index)
+    add(shown, "guidance_scale")
+    type_values(shown, "guidance_scale", "1.0, 5.0")
+    add(shown, "sampler")
+    line(shown, "sampler").get_by_label("euler", exact=True).check()
+    shown.get_by_text("forwards instead of").wait_for()
+    shown.get_by_role("button", name="Run").first.click()
+    shown.get_by_text("Done: 4/4 runs").wait_for(timeout=60_000)
+    session.until(
+        "() => [...document.querySelectorAll('.wr-table')].at(-1).querySelectorAll('img[src^=blob]').length === 4"
+    )
+    for number in (0, 2):
+        shown.locator(".wr-table tbody tr").nth(number).get_by_role("checkbox").check()
+    shown.get_by_role("button", name="Compare 2").click()
+    shown.locator(".wl-player[data-ready=true]").wait_for()
+    screenshot("ablation-real", session.cell(index))
+    session.run("exec(panel.code)\nassert [row.id for row in results] == [row.id for row in panel.results]")
     session.assert_no_errors()

@@ -16,8 +16,9 @@ from wanlab import notebook, runs
 from wanlab.errors import WanlabError, shorten
 from wanlab.spec import GenerationSpec
 from wanlab.sweeps import Grid, Zip, grid, zip_
-from wanlab.sweeps._progress import duration
+from wanlab.sweeps._progress import SweepProgress, duration
 from wanlab.sweeps._settings import flat_name
+from wanlab.watch import Cancelled
 from wanlab.widgets._arguments import beside_notebook
 from wanlab.widgets._axes import Axis, choices, first_values
 from wanlab.widgets._buttons import button
@@ -81,7 +82,7 @@ class AblationPanel(widgets.VBox):
         self._out = widgets.Text(str(out), description="folder", continuous_update=False, layout={"width": "420px"})
         self._out.tooltip = "Where the runs go; what is there already is not made again"
         self._run = button("Run", "Make what is missing", self._press_run, "play", "primary")
-        self._stop = button("Cancel", "Stop within a step; what is made stays", self.cancel, "stop", "warning")
+        self._stop = button("Cancel", "Stop within a step; what is made stays", self.cancel, "stop")
         self._stop.disabled = True
         self._copy = CopyButton(label="Copy as code", hint="The cell that makes the same grid and runs it")
         self._message = Message()
@@ -173,8 +174,6 @@ class AblationPanel(widgets.VBox):
         self._rows.children = self._axes
         for i, axis in enumerate(self._axes):
             axis.allow_zip(i > 0)
-        left = [name for name in self._choices if name not in {axis.choice.name for axis in self._axes}]
-        self._what.options = left
         self._changed()
 
     def _changed(self) -> None:
@@ -244,8 +243,12 @@ class AblationPanel(widgets.VBox):
 
     def _work(self, made: Grid, out: Path) -> None:
         try:
-            self.results = self._runner(made, out, model=self._model)
-            self._message.say(f"Done: {len(self.results)} runs in {out}.")
+            try:
+                self.results = self._runner(made, out, model=self._model)
+            except Cancelled:
+                self.results = runs.results(out)
+            word = "Stopped" if runs.is_cancelled(out) else "Done"
+            self._message.say(f"{word}: {SweepProgress.of(self.results)}")
         except BaseException as error:  # noqa: BLE001 - in a thread, where nobody else would hear of it
             self._error = error
             self._message.say(reason(error), is_error=True)
