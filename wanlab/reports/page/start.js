@@ -1,0 +1,3 @@
+const draw = startPlot();
+startTicks();
+startTable(() => DATA.plot && draw());
