@@ -81,7 +81,8 @@ class Cards:
             f"<tr><th>{html.escape(name)}</th><td>{_value(own)}</td><td class=was>{_value(base)}</td></tr>"
             for name, own, base in rows
         )
-        table = f"<table class=diff><thead><tr><th></th><th>here</th><th>base</th></tr></thead><tbody>{lines}</tbody></table>"
+        heads = "<tr><th></th><th>here</th><th>base</th></tr>"
+        table = f"<table class=diff><thead>{heads}</thead><tbody>{lines}</tbody></table>"
         spec = self._facts.specs[index]
         whole = ""
         if spec is not None and self._many <= _WHOLE_SPECS:
@@ -104,7 +105,9 @@ class Cards:
 
     def _link(self, path: Path, *, is_folder: bool = False) -> str:
         text = "folder" if is_folder else path.name
-        return f'<a href="{_attribute(self._links.to(path, is_folder=is_folder))}">{html.escape(ellipsis(text, 60))}</a>'
+        return (
+            f'<a href="{_attribute(self._links.to(path, is_folder=is_folder))}">{html.escape(ellipsis(text, 60))}</a>'
+        )
 
 
 def badge(entry: Entry) -> str:

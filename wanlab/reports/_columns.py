@@ -17,7 +17,21 @@ if TYPE_CHECKING:
 Better = Literal["low", "high", ""]
 STATUS = "status"
 REFERENCE = "reference_"  # what the names of distances to the reference begin with
-_LOW = ("second", "time", "byte", "memory", "loss", "error", "distance", "mse", "mae", "lpips", "flip", "flicker", "fid")
+_LOW = (
+    "second",
+    "time",
+    "byte",
+    "memory",
+    "loss",
+    "error",
+    "distance",
+    "mse",
+    "mae",
+    "lpips",
+    "flip",
+    "flicker",
+    "fid",
+)
 _DIGITS = 4  # significant ones of the largest number of a column
 _MB = 1e6
 
@@ -96,7 +110,10 @@ def gather(
     metrics = sorted({name for row in rows for name in row.metrics} - set(settings))
     known = [replace(c, is_number=True) for c in DISTANCES]
     columns = [Column(name, name, is_setting=True) for name in settings]
-    columns += [*known, *(Column(m, m.replace("_", " "), better=_direction(m)) for m in metrics if m not in _names(known))]
+    columns += [
+        *known,
+        *(Column(m, m.replace("_", " "), better=_direction(m)) for m in metrics if m not in _names(known)),
+    ]
     columns += [c for c in _MEASURES if c.name not in {*settings, *metrics}]
     filled = [_fitted(c, [e.values.get(c.name) for e in entries]) for c in columns]
     return [_STATUS, *(c for c in filled if c is not None)], entries

@@ -82,7 +82,7 @@ def measure(
             continue
         first = places.get(_rest(own, wanted))
         if first is None:
-            found.notes["no run has its other settings and the reference's"] += 1
+            found.notes["no distance, as no run with the reference's settings and the same other ones ended well"] += 1
             continue
         found.values[i] = {f"{REFERENCE}{k}": v for k, v in kept.between(rows[first], row, found.notes).items()}
     kept.save()
@@ -111,7 +111,9 @@ def _by_settings(every: Sequence[dict[str, Any]], reference: Mapping[str, Any]) 
     wanted: dict[str, Any] = {}
     for name, value in reference.items():
         if name in PARTS and isinstance(value, Mapping):
-            options = {k: v for k, v in value.items() if k not in ("method", "options")} | dict(value.get("options", {}))
+            options = {k: v for k, v in value.items() if k not in ("method", "options")} | dict(
+                value.get("options", {})
+            )
             wanted |= {f"{name}.{option}": plain(v) for option, v in options.items()}
             value = value.get("method")
             if value is None:

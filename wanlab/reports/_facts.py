@@ -15,7 +15,7 @@ from wanlab.spec import GenerationSpec, plain
 if TYPE_CHECKING:
     from wanlab.runs import Results, Row
 
-_ORDER = ("ok", "failed", "oom", "crashed", "cancelled", "running", "pending")
+_ORDER = ("ok", "failed", "oom", "crashed", "cancelled", "unreadable", "running", "pending")
 _ENV = ("gpu", "platform", "python", "wanlab", "commit", "torch", "cuda", "threads", "diffusers", "transformers")
 
 
@@ -60,7 +60,7 @@ def tell(results: Results, distances: Distances) -> Facts:
         environment=same,
         environments=other,
         reference=distances.settings,
-        notes=tuple(f"{count} × {note}" for note, count in distances.notes.items()),
+        notes=tuple(f"{count} run{'s' if count != 1 else ''}: {note}" for note, count in distances.notes.items()),
     )
 
 

@@ -14,7 +14,6 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -25,7 +24,7 @@ from wanlab.reports import _cards, _pareto
 from wanlab.reports._clips import Clip
 from wanlab.reports._columns import STATUS, Column, Entry, is_number, words
 from wanlab.reports._facts import Facts
-from wanlab.reports._groups import Group
+from wanlab.reports._groups import Group, repeats
 from wanlab.reports._tables import mean_text
 
 _FOLDER = Path(__file__).parent / "page"
@@ -55,7 +54,6 @@ def page(
     entries: Sequence[Entry],
     clips: Sequence[Clip | None],
     means: Sequence[Group],
-    repeated: Sequence[str],
     place: Path,
 ) -> str:
     """The whole page, for a file at `place`; equal runs give an equal page."""
@@ -67,9 +65,9 @@ def page(
     parts = [
         f"<header><h1>{title}</h1><p class=verdict>{html.escape(facts.verdict)}</p>{_reference(facts)}</header>",
         _plot(plot, entries),
+        _means(columns, means),
         _table(columns, entries),
-        _means(columns, means, repeated),
-        f'<section id="clips"><h2>Runs</h2><div class="cards">{"".join(map(cards.card, entries, clips))}</div></section>',
+        _section("clips", "Runs", f'<div class="cards">{"".join(map(cards.card, entries, clips))}</div>'),
         _environment(facts),
     ]
     data = _data(columns, entries, clips, plot)
@@ -152,20 +150,24 @@ def _plot(plot: _pareto.Plot | None, entries: Sequence[Entry]) -> str:
         for text, i in _pareto.palette(plot, entries).items()
     )
     name = html.escape(plot.colour.title) if plot.colour else ""
-    return (
-        '<section id="plot"><h2>Trade-off</h2><div id="plot-tools" class="tools"></div>'
+    return _section(
+        "plot",
+        "Trade-off",
+        '<div id="plot-tools" class="tools"></div>'
         f'<figure>{_pareto.svg(plot, entries)}<figcaption id="keys"><span class="name">{name}</span>{keys}</figcaption>'
-        "</figure><p class=note>The line joins runs that no other run beats in both. Points lead to their run.</p></section>"
+        "</figure><p class=note>The line joins runs that no other run beats in both. Points lead to their run.</p>",
     )
 
 
 def _table(columns: Sequence[Column], entries: Sequence[Entry]) -> str:
     heads = "".join(_head(c) for c in columns)
     body = "".join(_line(columns, e) for e in entries)
-    return (
-        '<section id="table"><h2>Table</h2><div id="table-tools" class="tools"></div><div class="scroll">'
-        f'<table id="runs"><thead><tr><th class="tick"></th><th class="num" title="the run below">#</th>{heads}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div></section>"
+    first = '<th class="tick"></th><th class="num" title="the run below">#</th>'
+    return _section(
+        "table",
+        "Table",
+        '<div id="table-tools" class="tools"></div><div class="scroll"><table id="runs">'
+        f"<thead><tr>{first}{heads}</tr></thead><tbody>{body}</tbody></table></div>",
     )
 
 
@@ -188,14 +190,14 @@ def _line(columns: Sequence[Column], entry: Entry) -> str:
 def _cell(column: Column, entry: Entry) -> str:
     text = column.text(entry.values.get(column.name))
     if column.name == STATUS:
-        return f"<td>{_cards.badge(entry)}</td>"
+        return f"<td class=status>{_cards.badge(entry)}</td>"
     if not text:
-        return "<td class=none>–</td>"
+        return _plain_cell("", column.is_number)
     whole = f' title="{html.escape(ellipsis(text, 1000), quote=True)}"' if len(text) > _CELL else ""
     return f'<td class="{"num" if column.is_number else "word"}"{whole}>{html.escape(ellipsis(text, _CELL))}</td>'
 
 
-def _means(columns: Sequence[Column], means: Sequence[Group], repeated: Sequence[str]) -> str:
+def _means(columns: Sequence[Column], means: Sequence[Group]) -> str:
     """The table of means over seeds and prompts; "" where nothing was repeated."""
     if not means:
         return ""
@@ -208,17 +210,19 @@ def _means(columns: Sequence[Column], means: Sequence[Group], repeated: Sequence
         cells.append(_plain_cell(str(len(group.entries)), True))
         cells += [_plain_cell(mean_text(c, group.means.get(c.name), len(group.entries)), True) for c in numbers]
         lines.append(f"<tr>{''.join(cells)}</tr>")
-    over = " and ".join(f"{name}s" for name in repeated) or "repetitions"
-    return (
-        f'<section id="means"><h2>Means over {over}</h2><div class="scroll"><table><thead><tr>{"".join(heads)}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div><p class=note>Mean ± sample standard deviation over the n runs that "
-        "ended well; no ± where only one number is behind it. Infinite distances (of equals) are counted apart.</p></section>"
+    over = " and ".join(f"{name}s" for name in repeats(columns)) or "repetitions"
+    return _section(
+        "means",
+        f"Means over {over}",
+        f'<div class="scroll"><table><thead><tr>{"".join(heads)}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+        "<p class=note>Mean ± sample standard deviation over the n runs that ended well; no ± where only one number is "
+        "behind it. Infinite distances (of equals) are counted apart.</p>",
     )
 
 
 def _plain_cell(text: str, is_number: bool) -> str:
     if not text:
-        return "<td class=none>–</td>"
+        return f'<td class="{"num " if is_number else ""}none">–</td>'
     return f'<td class="{"num" if is_number else "word"}">{html.escape(ellipsis(text, _CELL))}</td>'
 
 
@@ -231,7 +235,11 @@ def _environment(facts: Facts) -> str:
     whole = f"<details><summary>Base settings: {html.escape(facts.base_is)}</summary>{base}</details>" if base else ""
     if not rows and not whole:
         return ""
-    return f'<section id="environment"><h2>Environment</h2>{_cards.pairs(rows)}{whole}</section>'
+    return _section("environment", "Environment", f"{_cards.pairs(rows)}{whole}")
+
+
+def _section(name: str, title: str, content: str) -> str:
+    return f'<section id="{name}"><h2>{title}</h2>{content}</section>'
 
 
 def _numbers(numbers: Sequence[int]) -> str:

@@ -16,6 +16,7 @@ COLOURS = 8
 _COST = ("denoise_seconds", "seconds", "forwards", "peak_mb")
 _GAIN = (*(c.name for c in DISTANCES), "ideal_speedup")
 _TICKS = 6
+_FINITE = 0.9  # of the frame, where something is infinite
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def front(points: Sequence[tuple[float, float]], low_x: bool, low_y: bool) -> li
     keys = [(x if low_x else -x, y if low_y else -y) for x, y in points]
     best, found = math.inf, []
     for i in sorted(range(len(keys)), key=lambda i: keys[i]):
-        if keys[i][1] < best or (not found):
+        if keys[i][1] < best or not found:
             best = keys[i][1]
             found.append(i)
     return found
@@ -96,48 +97,61 @@ def _points(plot: Plot, entries: Sequence[Entry]) -> list[tuple[Entry, float, fl
 
 
 @dataclass(frozen=True)
-class _Frame:
-    """From numbers to pixels; what is infinite lies on the frame's edge."""
+class _Scale:
+    """From numbers to a share of the frame; what is infinite lies on its edge, apart from the others."""
 
-    low_x: float
-    high_x: float
-    low_y: float
-    high_y: float
+    low: float
+    high: float
+    has_infinite: bool
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> _Scale:
+        """The range of the finite values with some room at both ends; that of none is around 0."""
+        finite = [v for v in values if math.isfinite(v)] or [0.0]
+        low, high = min(finite), max(finite)
+        room = (high - low) * 0.07 or abs(high) * 0.1 or 1.0
+        return cls(max(low - room, 0.0) if low >= 0 else low - room, high + room, math.inf in values)
+
+    def share(self, value: float) -> float:
+        if value == math.inf:
+            return 1.0
+        return min(max((value - self.low) / (self.high - self.low), 0.0), 1.0) * (_FINITE if self.has_infinite else 1.0)
+
+    def marks(self) -> list[tuple[float, str]]:
+        """Values with a line across the frame, and what is written beside it."""
+        found = [(value, f"{value:.6g}") for value in ticks(self.low, self.high)]
+        return found + ([(math.inf, "∞")] if self.has_infinite else [])
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """From numbers to pixels."""
+
+    across: _Scale
+    up: _Scale
 
     @classmethod
     def around(cls, points: Sequence[tuple[float, float]]) -> _Frame:
-        return cls(*_room([x for x, _ in points]), *_room([y for _, y in points]))
+        return cls(_Scale.of([x for x, _ in points]), _Scale.of([y for _, y in points]))
 
     def x(self, value: float) -> float:
-        return LEFT + (WIDTH - LEFT - RIGHT) * _share(value, self.low_x, self.high_x)
+        return LEFT + (WIDTH - LEFT - RIGHT) * self.across.share(value)
 
     def y(self, value: float) -> float:
-        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * _share(value, self.low_y, self.high_y)
-
-
-def _room(values: Sequence[float]) -> tuple[float, float]:
-    """The range of the finite values with some room at both ends; the room of none is around 0."""
-    finite = [v for v in values if math.isfinite(v)] or [0.0]
-    low, high = min(finite), max(finite)
-    room = (high - low) * 0.07 or abs(high) * 0.1 or 1.0
-    return (max(low - room, 0.0) if low >= 0 else low - room), high + room
-
-
-def _share(value: float, low: float, high: float) -> float:
-    return min(max((value - low) / (high - low), 0.0), 1.0)
+        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * self.up.share(value)
 
 
 def _axes(plot: Plot, frame: _Frame) -> str:
     right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
     parts = []
-    for value in ticks(frame.low_x, frame.high_x):
+    for value, text in frame.across.marks():
         x = f"{frame.x(value):.1f}"
         parts.append(f'<line class="grid" x1="{x}" x2="{x}" y1="{TOP}" y2="{bottom}"/>')
-        parts.append(f'<text x="{x}" y="{bottom + 17}" text-anchor="middle">{value:.6g}</text>')
-    for value in ticks(frame.low_y, frame.high_y):
+        parts.append(f'<text x="{x}" y="{bottom + 17}" text-anchor="middle">{text}</text>')
+    for value, text in frame.up.marks():
         y = f"{frame.y(value):.1f}"
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<text x="{LEFT - 7}" y="{frame.y(value) + 4:.1f}" text-anchor="end">{value:.6g}</text>')
+        parts.append(f'<text x="{LEFT - 7}" y="{frame.y(value) + 4:.1f}" text-anchor="end">{text}</text>')
     x_head, y_head = _heading(plot.x), _heading(plot.y)
     parts.append(f'<text class="axis" x="{right}" y="{HEIGHT - 8}" text-anchor="end">{x_head}</text>')
     parts.append(f'<text class="axis" x="{LEFT}" y="15">{y_head}</text>')
@@ -149,12 +163,12 @@ def _heading(column: Column) -> str:
     return html.escape(ellipsis(column.head, 60) + wish)
 
 
-def _mark(
-    plot: Plot, frame: _Frame, point: tuple[Entry, float, float], is_best: bool, colours: dict[str, int]
-) -> str:
+def _mark(plot: Plot, frame: _Frame, point: tuple[Entry, float, float], is_best: bool, colours: dict[str, int]) -> str:
     entry, x, y = point
     colour = colours.get(plot.colour.text(entry.values.get(plot.colour.name)), 0) if plot.colour else 0
-    says = f"{entry.label}: {plot.x.title} {plot.x.text(x)} {plot.x.unit}, {plot.y.title} {plot.y.text(y)} {plot.y.unit}"
+    says = (
+        f"{entry.label}: {plot.x.title} {plot.x.text(x)} {plot.x.unit}, {plot.y.title} {plot.y.text(y)} {plot.y.unit}"
+    )
     kind = "point best" if is_best else "point"
     return (
         f'<a href="#run-{entry.number}" data-row="{entry.number - 1}"><circle class="{kind} c{colour}" '

@@ -19,7 +19,7 @@ from wanlab.reports._clips import Clip, look
 from wanlab.reports._columns import STATUS, Column, Entry, chosen, gather
 from wanlab.reports._distances import Distances, measure
 from wanlab.reports._facts import Facts, tell
-from wanlab.reports._groups import Group, groups, repeats
+from wanlab.reports._groups import Group, groups
 from wanlab.reports._page import page
 
 if TYPE_CHECKING:
@@ -128,5 +128,5 @@ def report(
     columns, entries = gather(rows, () if sweep is None else sweep.names, found.values, found.references)
     made = Report(folder, place, tell(results, found), tuple(entries), tuple(columns))
     clips: list[Clip | None] = look([row.clip for row in rows])
-    atomic_write(place, page(made.facts, columns, entries, clips, made.means, repeats(columns), place))
+    atomic_write(place, page(made.facts, columns, entries, clips, made.means, place))
     return made

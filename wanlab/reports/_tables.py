@@ -65,7 +65,10 @@ def markdown(table: Table, facts: Facts) -> str:
     heads = [_markdown(c.head) for c in table.columns]
     cells = [[_markdown(ellipsis(cell, _CUT)) or "–" for cell in row] for row in table.cells]
     widths = [max(len(line[i]) for line in [heads, *cells]) for i in range(len(heads))]
-    rules = [f"{'-' * max(w - 1, 2)}:" if c.is_number else "-" * max(w, 3) for c, w in zip(table.columns, widths, strict=True)]
+    rules = [
+        f"{'-' * max(w - 1, 2)}:" if c.is_number else "-" * max(w, 3)
+        for c, w in zip(table.columns, widths, strict=True)
+    ]
     lines = [_padded(table, heads, widths), f"| {' | '.join(rules)} |", *(_padded(table, row, widths) for row in cells)]
     return "\n".join([*lines, "", *(f"- {line}" for line in _notes(table, facts, _markdown))]) + "\n"
 
@@ -76,7 +79,15 @@ def latex(table: Table, facts: Facts) -> str:
     lines = [" & ".join(_latex(ellipsis(cell, _CUT)) or "--" for cell in row) + r" \\" for row in table.cells]
     kinds = "".join("r" if c.is_number else "l" for c in table.columns)
     notes = [f"% {re.sub(r'[^ -~]', '?', line)}" for line in _notes(table, facts, _one_line)]
-    body = [rf"\begin{{tabular}}{{{kinds}}}", r"\toprule", rf"{heads} \\", r"\midrule", *lines, r"\bottomrule", r"\end{tabular}"]
+    body = [
+        rf"\begin{{tabular}}{{{kinds}}}",
+        r"\toprule",
+        rf"{heads} \\",
+        r"\midrule",
+        *lines,
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
     return "\n".join([*notes, *body]) + "\n"
 
 

@@ -18,8 +18,7 @@ class Clock {
       player.video.addEventListener("ended", () => player === this.lead && this.#ended());
     }
     this.#measure();
-    this.#tick = this.#tick.bind(this);
-    this.request = requestAnimationFrame(this.#tick);
+    this.request = requestAnimationFrame(() => this.#tick());
   }
 
   #measure() {
@@ -90,7 +89,7 @@ class Clock {
       }
       this.onChange();
     }
-    this.request = requestAnimationFrame(this.#tick);
+    this.request = requestAnimationFrame(() => this.#tick());
   }
 
   close() {

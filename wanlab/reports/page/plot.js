@@ -18,12 +18,17 @@ function ticks(low, high) {
   return found;
 }
 
-/** [low, high] of the finite values with some room at both ends. */
-function room(values) {
+/** The finite values' range with some room at both ends; infinite ones lie on the frame's edge, apart from the others. */
+function scale(values) {
   const finite = values.filter(Number.isFinite);
   const [low, high] = finite.length ? [Math.min(...finite), Math.max(...finite)] : [0, 0];
   const more = (high - low) * 0.07 || Math.abs(high) * 0.1 || 1;
-  return [low >= 0 ? Math.max(low - more, 0) : low - more, high + more];
+  const range = [low >= 0 ? Math.max(low - more, 0) : low - more, high + more];
+  const part = values.includes(Infinity) ? 0.9 : 1;
+  const marks = ticks(...range).map((value) => [value, String(Number(value.toPrecision(6)))]);
+  if (part < 1) marks.push([Infinity, "∞"]);
+  const share = (value) => (value === Infinity ? 1 : Math.min(Math.max((value - range[0]) / (range[1] - range[0]), 0), 1) * part);
+  return { share, marks };
 }
 
 /** Points that no other one beats in both. */
@@ -53,22 +58,21 @@ function startPlot() {
     const [cx, cy] = [COLUMNS[ix], COLUMNS[iy]];
     const all = ROWS.map((row, index) => ({ index, x: row.values[ix], y: row.values[iy] })).filter((p) => p.x !== null && p.y !== null);
     const points = all.filter((point) => SHOWN.has(point.index));
-    const [xs, ys] = [room(all.map((p) => p.x)), room(all.map((p) => p.y))];
-    const share = (value, [low, high]) => Math.min(Math.max((value - low) / (high - low), 0), 1);
-    const px = (value) => (LEFT + (WIDTH - LEFT - RIGHT) * share(value, xs)).toFixed(1);
-    const py = (value) => (HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * share(value, ys)).toFixed(1);
+    const [across, up] = [scale(all.map((p) => p.x)), scale(all.map((p) => p.y))];
+    const px = (value) => (LEFT + (WIDTH - LEFT - RIGHT) * across.share(value)).toFixed(1);
+    const py = (value) => (HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * up.share(value)).toFixed(1);
     const best = frontOf(points, better(cx) === "low", better(cy) === "low");
     const texts = ic < 0 ? [] : [...new Set(ROWS.map((row) => row.texts[ic]))];
     const colour = (index) => (ic < 0 ? 0 : texts.indexOf(ROWS[index].texts[ic]) % COLOURS);
     svg.setAttribute("aria-label", `${headOf(cy)} against ${headOf(cx)}, ${points.length} runs`);
     svg.replaceChildren();
-    for (const value of ticks(...xs)) {
+    for (const [value, text] of across.marks) {
       svg.append(vector("line", { class: "grid", x1: px(value), x2: px(value), y1: TOP, y2: HEIGHT - BOTTOM }));
-      svg.append(vector("text", { x: px(value), y: HEIGHT - BOTTOM + 17, "text-anchor": "middle" }, String(Number(value.toPrecision(6)))));
+      svg.append(vector("text", { x: px(value), y: HEIGHT - BOTTOM + 17, "text-anchor": "middle" }, text));
     }
-    for (const value of ticks(...ys)) {
+    for (const [value, text] of up.marks) {
       svg.append(vector("line", { class: "grid", x1: LEFT, x2: WIDTH - RIGHT, y1: py(value), y2: py(value) }));
-      svg.append(vector("text", { x: LEFT - 7, y: Number(py(value)) + 4, "text-anchor": "end" }, String(Number(value.toPrecision(6)))));
+      svg.append(vector("text", { x: LEFT - 7, y: Number(py(value)) + 4, "text-anchor": "end" }, text));
     }
     const wish = (column) => (better(column) === "low" ? " · less is better" : " · more is better");
     svg.append(vector("text", { class: "axis", x: WIDTH - RIGHT, y: HEIGHT - 8, "text-anchor": "end" }, headOf(cx) + wish(cx)));
