@@ -21,20 +21,23 @@ import wanlab
 from wanlab import runs
 from wanlab.errors import WanlabError
 
-GOLDEN = Path(__file__).parent / "golden" / "run_v1.json"
+GOLDEN = Path(__file__).parent / "golden"
 
 
 def record(**changes: object) -> runs.RunRecord:
     return runs.RunRecord(id="0123456789ab", status="ok", spec={"model": "wan_tiny"}, seeds=[7], **changes)
 
 
-def test_golden_record_reads_and_writes_as_it_was(tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_bytes(GOLDEN.read_bytes())
+@pytest.mark.parametrize("version", [1, 2])
+def test_golden_records_read_as_they_were(tmp_path: Path, version: int) -> None:
+    golden = GOLDEN / f"run_v{version}.json"
+    (tmp_path / "run.json").write_bytes(golden.read_bytes())
     found = runs.read_run(tmp_path)
-    assert (found.schema_version, found.status, found.seeds, found.peak_bytes) == (1, "ok", (7,), 123456)
+    assert (found.schema_version, found.status, found.seeds, found.peak_bytes) == (2, "ok", (7,), 123456)
     assert found.artifacts[0].path == "video.mp4"
     assert found.spec["text"]["prompt"] == "a red circle „moves“ right\n"
-    assert json.loads(found.model_dump_json(by_alias=True)) == json.loads(GOLDEN.read_text())
+    given = json.loads(golden.read_text())
+    assert json.loads(found.model_dump_json(by_alias=True)) == {"params": {}, "process": "", **given, "schema": 2}
 
 
 def test_written_run_reads_back_with_hashes(tmp_path: Path) -> None:
@@ -176,7 +179,8 @@ def test_running_record_is_alive_until_its_process_or_heart_stops(tmp_path: Path
     late = (datetime.now(UTC) - timedelta(seconds=61)).isoformat()
     naive = datetime.now(UTC).replace(tzinfo=None).isoformat()
     beats = [{"heartbeat": text} for text in (late, naive, "", "yesterday", "9" * 5000, "0001-01-01T00:00:00+23:59")]
-    for changes in ({"pid": dead.pid}, {"heartbeat": late, "host": "elsewhere"}, *beats):
+    born = {"process": alive.process + "0"}  # its pid is another process's by now
+    for changes in ({"pid": dead.pid}, born, {"heartbeat": late, "host": "elsewhere"}, *beats):
         (tmp_path / "run.json").write_text(alive.with_(**changes).model_dump_json(by_alias=True))
         assert runs.read_run(tmp_path).status == "crashed", changes
     (tmp_path / "run.json").write_text(alive.with_(pid=dead.pid, host="elsewhere").model_dump_json(by_alias=True))
@@ -213,9 +217,9 @@ def test_broken_records_are_named(tmp_path: Path, text: str, match: str) -> None
 
 def test_migrations_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """How the next schema will be read: pure functions, one a version."""
-    monkeypatch.setattr(runs, "SCHEMA", 3)
+    monkeypatch.setattr(runs._record, "SCHEMA", 3)
     rename = {1: lambda d: {**d, "id": d["id"] + "-2"}, 2: lambda d: {**d, "id": d["id"] + "-3"}}
-    monkeypatch.setattr(runs, "MIGRATIONS", rename)
+    monkeypatch.setattr(runs._record, "MIGRATIONS", rename)
     (tmp_path / "run.json").write_text('{"schema": 1, "id": "x"}')
     found = runs.read_run(tmp_path)
     assert (found.id, found.schema_version) == ("x-2-3", 3)
@@ -225,7 +229,7 @@ def test_ids_depend_on_spec_weights_and_numerics_alone(monkeypatch: pytest.Monke
     first = runs.run_id("aaa", "bbb")
     assert first == "3b7b045fe68e", "ids on disk would no longer be found"
     assert len({first, runs.run_id("aab", "bbb"), runs.run_id("aaa", "bbc"), runs.run_id("aaab", "bb")}) == 4
-    monkeypatch.setattr(runs, "NUMERICS", runs.NUMERICS + 1)
+    monkeypatch.setattr(runs._record, "NUMERICS", runs.NUMERICS + 1)
     assert runs.run_id("aaa", "bbb") != first
 
 

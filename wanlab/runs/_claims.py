@@ -146,10 +146,7 @@ def _has(folder: Path, number: int, attempt: Attempt | None) -> bool:
         whose = attempt.host, attempt.pid, attempt.process
         if whose == (_process.host(), os.getpid(), _process.this_process()):
             return False  # `hold` knows all that this process has
-        alive = _process.lives(*whose)
-        if alive is not None:
-            return alive
-    return beat_age(folder, number) <= STALE_SECONDS
+    return is_in_hand(folder, number)
 
 
 def read_attempt(folder: Path, number: int) -> Attempt | None:
@@ -158,6 +155,13 @@ def read_attempt(folder: Path, number: int) -> Attempt | None:
         return Attempt.parse(read_json(attempt_file(folder, number)), prefix=attempt_file(folder, number).name)
     except WanlabError:
         return None
+
+
+def is_in_hand(folder: Path, number: int) -> bool:
+    """Whether the process that made a claim, this one too, is alive."""
+    attempt = read_attempt(folder, number)
+    alive = None if attempt is None else _process.lives(attempt.host, attempt.pid, attempt.process)
+    return beat_age(folder, number) <= STALE_SECONDS if alive is None else alive
 
 
 def fail(
