@@ -173,6 +173,8 @@ def _checked(data: Any) -> dict[str, dict[str, float]]:
     pairs = data.get("pairs") if isinstance(data, dict) and data.get("schema") == _SCHEMA else None
     good: dict[str, dict[str, float]] = {}
     for key, values in pairs.items() if isinstance(pairs, dict) else ():
+        if not isinstance(values, dict):
+            continue
         numbers = {n: float(v) for n, v in values.items() if n in _MEASURES and (is_number(v) or v == "inf")}
         if len(numbers) == len(values):
             good[key] = numbers

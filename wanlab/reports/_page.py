@@ -25,7 +25,7 @@ from wanlab.reports._clips import Clip
 from wanlab.reports._columns import STATUS, Column, Entry, is_number, words
 from wanlab.reports._facts import Facts
 from wanlab.reports._groups import Group, repeats
-from wanlab.reports._tables import mean_text
+from wanlab.reports._tables import of_means
 
 _FOLDER = Path(__file__).parent / "page"
 _SCRIPTS = ("common.js", "table.js", "plot.js", "compare.js", "start.js")  # one script, joined in this order
@@ -192,7 +192,7 @@ def _cell(column: Column, entry: Entry) -> str:
     if column.name == STATUS:
         return f"<td class=status>{_cards.badge(entry)}</td>"
     if not text:
-        return _plain_cell("", column.is_number)
+        return _plain_cell(column, "")
     whole = f' title="{html.escape(ellipsis(text, 1000), quote=True)}"' if len(text) > _CELL else ""
     return f'<td class="{"num" if column.is_number else "word"}"{whole}>{html.escape(ellipsis(text, _CELL))}</td>'
 
@@ -201,29 +201,24 @@ def _means(columns: Sequence[Column], means: Sequence[Group]) -> str:
     """The table of means over seeds and prompts; "" where nothing was repeated."""
     if not means:
         return ""
-    settings = [c for c in columns if any(c.name in group.settings for group in means)]
-    numbers = [c for c in columns if any(c.name in group.means for group in means)]
-    heads = [*map(_head, settings), '<th class="num">n</th>', *map(_head, numbers)]
-    lines = []
-    for group in means:
-        cells = [_plain_cell(c.text(group.settings.get(c.name)), c.is_number) for c in settings]
-        cells.append(_plain_cell(str(len(group.entries)), True))
-        cells += [_plain_cell(mean_text(c, group.means.get(c.name), len(group.entries)), True) for c in numbers]
-        lines.append(f"<tr>{''.join(cells)}</tr>")
+    table = of_means(columns, means)
+    heads = "".join(map(_head, table.columns))
+    lines = "".join(f"<tr>{''.join(map(_plain_cell, table.columns, cells))}</tr>" for cells in table.cells)
     over = " and ".join(f"{name}s" for name in repeats(columns)) or "repetitions"
     return _section(
         "means",
         f"Means over {over}",
-        f'<div class="scroll"><table><thead><tr>{"".join(heads)}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+        f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table></div>'
         "<p class=note>Mean ± sample standard deviation over the n runs that ended well; no ± where only one number is "
         "behind it. Infinite distances (of equals) are counted apart.</p>",
     )
 
 
-def _plain_cell(text: str, is_number: bool) -> str:
+def _plain_cell(column: Column, text: str) -> str:
+    kind = "num" if column.is_number else "word"
     if not text:
-        return f'<td class="{"num " if is_number else ""}none">–</td>'
-    return f'<td class="{"num" if is_number else "word"}">{html.escape(ellipsis(text, _CELL))}</td>'
+        return f'<td class="{kind} none">–</td>'
+    return f'<td class="{kind}">{html.escape(ellipsis(text, _CELL))}</td>'
 
 
 def _environment(facts: Facts) -> str:

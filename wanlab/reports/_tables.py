@@ -64,11 +64,8 @@ def markdown(table: Table, facts: Facts) -> str:
     """A pipe table, then what one needs to read it."""
     heads = [_markdown(c.head) for c in table.columns]
     cells = [[_markdown(ellipsis(cell, _CUT)) or "–" for cell in row] for row in table.cells]
-    widths = [max(len(line[i]) for line in [heads, *cells]) for i in range(len(heads))]
-    rules = [
-        f"{'-' * max(w - 1, 2)}:" if c.is_number else "-" * max(w, 3)
-        for c, w in zip(table.columns, widths, strict=True)
-    ]
+    widths = [max(3, *(len(line[i]) for line in [heads, *cells])) for i in range(len(heads))]
+    rules = [f"{'-' * (w - 1)}:" if c.is_number else "-" * w for c, w in zip(table.columns, widths, strict=True)]
     lines = [_padded(table, heads, widths), f"| {' | '.join(rules)} |", *(_padded(table, row, widths) for row in cells)]
     return "\n".join([*lines, "", *(f"- {line}" for line in _notes(table, facts, _markdown))]) + "\n"
 
