@@ -29,8 +29,8 @@ class Plot:
 
 
 def choose(columns: Sequence[Column], entries: Sequence[Entry]) -> Plot | None:
-    """Cost against quality where there are such columns; None where fewer than two runs have two numbers."""
-    axes = {c.name: c for c in columns if c.is_number and sum(is_number(e.values.get(c.name)) for e in entries) > 1}
+    """Cost against quality where there are such columns; None where no two columns of numbers vary."""
+    axes = {c.name: c for c in columns if c.is_number and len({e.values.get(c.name) for e in entries} - {None}) > 1}
     measured = [name for name, c in axes.items() if not c.is_setting]
     x = next((name for name in (*_COST, *measured, *axes) if name in axes), None)
     own = [name for name in measured if name not in (*_COST, "skipped_forwards", "state_mb", *_GAIN)]
