@@ -15,7 +15,7 @@ from wanlab.errors import WanlabError
 from wanlab.runs._claims import is_in_hand
 from wanlab.runs._held import newest_attempt
 from wanlab.runs._plan import Point, SweepFile, read_sweep
-from wanlab.runs._record import RUN_JSON, RunRecord, read_record, run_id, seen_through
+from wanlab.runs._record import RUN_JSON, RunRecord, read_record, run_id, status_now
 from wanlab.runs._row import UNREADABLE, Row
 from wanlab.runs._working import PROGRESS
 
@@ -113,8 +113,7 @@ def _run(path: str, is_planned: bool) -> tuple[_Read, str] | None:
                 _records.pop(next(iter(_records)))
     if read.record is None:
         return read, UNREADABLE
-    status = read.record.status
-    return read, seen_through(Path(path), read.record).status if status in ("pending", "running") else status
+    return read, status_now(Path(path), read.record)
 
 
 def _parsed(file: Path, stamp: Stamp) -> _Read:

@@ -59,7 +59,7 @@ class Results(Sequence[Row]):
     @property
     def names(self) -> list[str]:
         """The settings that tell the rows apart: the axes of the sweep, in order, then where other specs differ."""
-        axes = self.sweep.names if self.sweep else ()
+        axes = self.sweep.names if self.sweep else ()  # of an empty filter too, so that its frame has their columns
         return list(dict.fromkeys([*axes, *(name for row in self for name in row.settings)]))
 
     def counts(self) -> dict[str, int]:

@@ -63,8 +63,9 @@ def ask(results: Results, query: str) -> pandas.DataFrame:
     except ImportError:
         raise WanlabError("sql() needs DuckDB, which is not installed", remedy='pip install "wanlab[frame]"') from None
     table = frame(results)
-    for name in table.select_dtypes(object).columns:
-        if len({type(value) for value in table[name] if value is not None}) > 1:  # DuckDB has one type a column
+    for name, kind in table.dtypes.items():
+        kinds = {type(value) for value in table[name] if value is not None} if kind == object else set()  # noqa: E721
+        if len(kinds) > 1:  # a column of DuckDB has one type
             table[name] = [None if value is None else str(value) for value in table[name]]
     with duckdb.connect(":memory:") as connection:
         connection.register("runs", table)
