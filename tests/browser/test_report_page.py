@@ -110,12 +110,12 @@ def test_it_filters_table_cards_and_plot(page: Any) -> None:
     assert numbers(page) == []
     page.get_by_label("Filter").fill("kite")
     assert numbers(page) == [1, 2, 3, 4, 6, 7]
-    page.get_by_label("guidance_scale").select_option(label="1.0")
+    page.get_by_label("Only guidance_scale", exact=True).select_option(label="1.0")
     assert numbers(page) == [1, 3, 7]
     assert page.locator("article:visible").count() == 3
     assert page.locator("#plot-svg a").count() == 2
     page.get_by_text("3 of 7 runs").wait_for()
-    page.get_by_label("guidance_scale").select_option(label="all")
+    page.get_by_label("Only guidance_scale", exact=True).select_option(label="all")
     page.get_by_label("Filter").fill("")
     assert numbers(page) == [1, 2, 3, 4, 5, 6, 7]
     assert page.locator("#plot-svg a").count() == 5

@@ -209,8 +209,8 @@ def _means(columns: Sequence[Column], means: Sequence[Group]) -> str:
         "means",
         f"Means over {over}",
         f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table></div>'
-        "<p class=note>Mean ± sample standard deviation over the n runs that ended well; no ± where only one number is "
-        "behind it. Infinite distances (of equals) are counted apart.</p>",
+        "<p class=note>Mean ± sample standard deviation over the n runs that ended well; no ± where one number is behind "
+        "it or all are equal. Infinite distances (of equals) are counted apart.</p>",
     )
 
 

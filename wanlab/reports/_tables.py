@@ -47,13 +47,14 @@ def of_means(columns: Sequence[Column], found: Sequence[Group]) -> Table:
 
 
 def mean_text(column: Column, mean: Mean | None, count: int) -> str:
-    """Mean ± sd; says so where fewer numbers than runs are behind it, and where some were infinite."""
+    """Mean ± sd, one number where all are equal; says so where fewer numbers than runs are behind it, and where some
+    were infinite."""
     if mean is None:
         return ""
     if mean.mean is None:
         return "∞"
-    decimals = max(column.decimals or 0, 1)
-    spread = "" if mean.sd is None else f" ± {mean.sd:.{decimals}f}"
+    decimals = max(column.decimals or 0, 1) if mean.sd else column.decimals or 0
+    spread = f" ± {mean.sd:.{decimals}f}" if mean.sd else ""
     asides = [f"{mean.num_equal} ∞"] if mean.num_equal else []
     if mean.count != count:
         asides.insert(0, f"n = {mean.count}")
@@ -99,7 +100,9 @@ def _notes(table: Table, facts: Facts, escape: Callable[[str], str]) -> list[str
     """Lines below a table: how the runs ended, means, the reference, what columns mean, base settings, machine."""
     lines = [facts.verdict]
     if table.is_mean:
-        lines.append("Mean ± sample standard deviation over n runs that ended well; no ± where n is 1.")
+        lines.append(
+            "Mean ± sample standard deviation over n runs that ended well; no ± where n is 1 or all are equal."
+        )
     if facts.reference:
         lines.append(f"Reference: {_listed(facts.reference)}, other settings equal.")
     meanings = "; ".join(f"{c.title}: {c.meaning}" for c in table.columns if c.meaning and c.name != "status")

@@ -17,14 +17,12 @@ function element(tag, attributes = {}, ...children) {
   return made;
 }
 
-/** A drop-down of [value, text] pairs in a label. */
-function choice(label, options, chosen, onChange) {
-  const select = element("select", { onchange: () => onChange(select.value) });
+/** A drop-down of [value, text] pairs in a label; `name` is what it is called where the label is not seen. */
+function choice(label, options, chosen, onChange, name = label) {
+  const select = element("select", { "aria-label": name, onchange: () => onChange(select.value) });
   for (const [value, text] of options) select.append(element("option", { value }, text));
   select.value = chosen;
-  const made = element("label", {}, label, select);
-  made.select = select;
-  return made;
+  return element("label", {}, label, select);
 }
 
 /** Table line, card and plotted point of a run. */

@@ -65,11 +65,17 @@ function startTable(onFilter) {
     values.sort((a, b) => a.localeCompare(b, undefined, { numeric: true }));
     const options = [["", "all"], ...values.map((text, i) => [String(i + 1), text.length > 40 ? `${text.slice(0, 39)}…` : text || "–"])];
     tools.append(
-      choice(column.title, options, "", (chosen) => {
-        if (chosen) wanted.set(index, values[Number(chosen) - 1]);
-        else wanted.delete(index);
-        filter();
-      }),
+      choice(
+        column.title,
+        options,
+        "",
+        (chosen) => {
+          if (chosen) wanted.set(index, values[Number(chosen) - 1]);
+          else wanted.delete(index);
+          filter();
+        },
+        `Only ${column.title}`,
+      ),
     );
   });
   tools.append(count, chooser());
