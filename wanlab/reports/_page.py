@@ -209,7 +209,7 @@ def _means(columns: Sequence[Column], means: Sequence[Group]) -> str:
         "means",
         f"Means over {over}",
         f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table></div>'
-        "<p class=note>Mean ± sample standard deviation over the n runs that ended well; no ± where one number is behind "
+        "<p class=note>Mean ± sample standard deviation over n runs that ended well; no ± where one number is behind "
         "it or all are equal. Infinite distances (of equals) are counted apart.</p>",
     )
 

@@ -100,9 +100,7 @@ def _notes(table: Table, facts: Facts, escape: Callable[[str], str]) -> list[str
     """Lines below a table: how the runs ended, means, the reference, what columns mean, base settings, machine."""
     lines = [facts.verdict]
     if table.is_mean:
-        lines.append(
-            "Mean ± sample standard deviation over n runs that ended well; no ± where n is 1 or all are equal."
-        )
+        lines.append("Mean ± sample standard deviation of n runs that ended well; none where n is 1 or all are equal.")
     if facts.reference:
         lines.append(f"Reference: {_listed(facts.reference)}, other settings equal.")
     meanings = "; ".join(f"{c.title}: {c.meaning}" for c in table.columns if c.meaning and c.name != "status")
