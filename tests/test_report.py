@@ -350,6 +350,14 @@ def test_places(caches: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
         wanlab.report(caches / "missing")
 
 
+def test_rows_that_were_chosen_make_a_page_of_their_own(caches: Path) -> None:
+    chosen = wanlab.runs.results(caches).filter(seed=0)
+    made = wanlab.report(chosen, caches / "seed0.html", reference={"cache": "none"})
+    assert [(r["cache"], r["seed"]) for r in made.rows] == [("none", 0), ("easycache", 0)]
+    assert made.means == []
+    assert "2 of 2 runs ok" in Page(made.path).text
+
+
 def test_forty_clips_stay_small(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (1, 240, 416, 3)).astype(np.uint8).repeat(2, 0)
     source = video.write_video(tmp_path / "noise.mp4", noise, 8.0)

@@ -101,7 +101,7 @@ def _by_id(rows: Sequence[Row], every: Sequence[dict[str, Any]], reference: str)
     if len(places) != 1:
         raise unknown("run", reference, [row.id for row in rows], "report.rows lists the ids.")
     own = every[places[0]]
-    varying = {n for n in own if n not in REPEATS and any(other.get(n) != own[n] for other in every)}
+    varying = {n for n in own if n not in REPEATS and any(other.get(n, own[n]) != own[n] for other in every)}
     return {name: own[name] for name in own if name in varying}
 
 

@@ -123,7 +123,7 @@ def report(
     if not rows:
         raise WanlabError(f"{folder} holds no runs", remedy="Give the folder that run_sweep or generate wrote to.")
     sweep = results.sweep
-    base = {} if sweep is None else sweep.base
+    base = sweep.base if sweep is not None and sweep.kind == "notebook" else {}
     found = Distances() if reference is None else measure(rows, reference, base, folder)
     columns, entries = gather(rows, () if sweep is None else sweep.names, found.values, found.references)
     made = Report(folder, place, tell(results, found), tuple(entries), tuple(columns))
