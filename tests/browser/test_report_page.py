@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,18 @@ def test_a_run_without_a_clip_has_no_box_and_others_follow_each_other(page: Any)
     page.get_by_role("button", name="Clear").click()
     assert not page.locator("article[data-row='1'] input").is_checked()
     assert not page.locator("#dock").is_visible()
+
+
+def test_a_page_that_was_moved_alone_says_so(chromium: Any, report: Any, tmp_path: Path) -> None:
+    """Its table and posters are still there."""
+    page = chromium.new_page()
+    page.goto(report.path.as_uri())
+    wait(page, "[...document.querySelectorAll('article > video')].every(video => video.readyState >= 1)")
+    assert not page.locator("header .error").is_visible()
+    page.goto(shutil.copy(report.path, tmp_path / "alone.html").as_uri())
+    page.get_by_text("5 of 5 clips cannot be loaded. The page finds them").wait_for()
+    assert numbers(page) == [1, 2, 3, 4, 5, 6, 7]
+    page.close()
 
 
 def test_without_scripts_it_has_the_table_the_picture_and_the_clips(plain_page: Any, screenshot: Any) -> None:

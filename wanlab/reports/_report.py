@@ -88,6 +88,8 @@ class Report:
         address = link(self.path)
         name = html.escape(str(self.path))
         place = f"<code>{name}</code>" if address is None else f'<a href="{html.escape(address)}">{name}</a>'
+        if address is not None:  # jupyter_server sends pages with a sandbox, whose requests carry no login
+            place += "<br><small>Open it from disk: shown by Jupyter’s server, it cannot load its clips.</small>"
         table = _tables.of_runs(self._table(None, False).columns, self.entries[:_SHOWN])
         left = len(self.entries) - _SHOWN
         more = f"<p><small>and {left} more in the page</small></p>" if left > 0 else ""
