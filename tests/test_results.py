@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -216,6 +217,29 @@ def test_what_changes_is_read_again(tmp_path: Path) -> None:
     assert [row.id for row in rows] == [spec.id, spec.id, "new"], "the same point with other weights is a row too"
 
 
+def test_reading_while_somebody_writes(tmp_path: Path) -> None:
+    """Every look finds whole rows, and never fewer that are ok than the look before."""
+    planned = [runs.Point(id=f"id{n}", folder=f"run{n}").model_dump() for n in range(30)]
+    runs.write_sweep(tmp_path, runs.SweepFile(points=planned))
+
+    def work() -> None:
+        for number in range(30):
+            mine = runs.claim(tmp_path / f"run{number}", runs.RunRecord(id=f"id{number}"))
+            runs.write_run(tmp_path / f"run{number}", mine.with_(status="ok"), {"video.mp4": b"x" * 1000})
+
+    writer, seen = threading.Thread(target=work), [0]
+    writer.start()
+    while seen[-1] < 30 and (writer.is_alive() or len(seen) == 1):
+        found = wanlab.results(tmp_path)
+        assert {row.status for row in found} <= {"ok", "running", "pending"}
+        assert [row.id for row in found] == [f"id{n}" for n in range(30)]
+        assert all(row.clip is not None for row in found.filter(status="ok"))
+        seen.append(found.counts().get("ok", 0))
+    writer.join()
+    assert seen == sorted(seen)
+    assert wanlab.results(tmp_path).counts() == {"ok": 30}
+
+
 def test_earlier_numerics_are_stale(tmp_path: Path) -> None:
     spec = SPECS["none-0"]
     runs.write_sweep(tmp_path, runs.SweepFile(points=[runs.Point(id=spec.id, spec=spec.to_dict()).model_dump()]))
@@ -384,6 +408,7 @@ def test_what_processes_do(tmp_path: Path) -> None:
     runs.write_working(tmp_path, me.with_(pid=2**31 - 1))
     runs.write_working(tmp_path, me.with_(host="else/where"))
     (tmp_path / "progress" / "torn.json").write_text("{")
+    (tmp_path / "progress" / ".part-elsewhere-7.json").write_text("{")
     assert sorted(w.host for w in runs.read_working(tmp_path)) == sorted(["else/where", socket.gethostname()])
     assert len(wanlab.results(tmp_path)) == 0
     runs.end_working(tmp_path)

@@ -241,3 +241,36 @@ def test_environment_names_versions_and_commit() -> None:
     assert len(found.get("commit", "0" * 40)) == 40
     json.dumps(found, allow_nan=False)
     assert socket.gethostname() not in json.dumps(found)
+
+
+def test_fail_says_why_and_keeps_what_is_given(tmp_path: Path) -> None:
+    begun = runs.begin_run(tmp_path, runs.RunRecord(id="x"))
+    ended = runs.fail(tmp_path, begun, MemoryError("a file called \udcff"), "oom", {"media/a.png": b"given"})
+    assert runs.read_run(tmp_path) == ended
+    assert (ended.status, ended.error.type, ended.error.message) == ("oom", "MemoryError", "a file called \\udcff")
+    assert "MemoryError" in ended.error.traceback_tail
+    assert runs.artifact(tmp_path, ended, "media/a.png").read_bytes() == b"given"
+    cancelled = runs.fail(tmp_path, begun, KeyboardInterrupt("enough"), "cancelled")
+    assert cancelled.error.traceback_tail == ""
+
+
+def test_fail_does_not_hide_the_error_where_the_disk_refuses(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "run").write_text("a file where the folder was")
+    runs.fail(tmp_path / "run", runs.RunRecord(id="x"), RuntimeError("of the run"))
+    assert "could not be told that its run was failed" in caplog.text
+
+
+def test_a_forked_process_has_nothing_in_hand(tmp_path: Path) -> None:
+    code = """
+import os, sys
+from wanlab import runs
+mine = runs.claim(sys.argv[1], runs.RunRecord(id="x"))
+if os.fork() == 0:
+    os._exit(0 if runs.claim(sys.argv[1], mine) is None and runs.claim(sys.argv[2], mine).pid == os.getpid() else 1)
+assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
+runs.write_run(sys.argv[1], mine.with_(status="ok"), {})
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(wanlab.__file__).parent.parent)}
+    folders = [str(tmp_path / name) for name in "ab"]
+    subprocess.run([sys.executable, "-c", code, *folders], env=environment, check=True)
+    assert [runs.read_run(folder).status for folder in folders] == ["ok", "crashed"]

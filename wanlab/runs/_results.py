@@ -122,8 +122,9 @@ class Results(Sequence[Row]):
             if not -len(self) <= row < len(self):
                 raise WanlabError(f"There is no row {row}", remedy=f"Give 0 to {len(self) - 1}")
             return self[row]
-        folders = {r.folder.name: r for r in self if r.folder is not None}
-        ids = {r.record.id: r for r in self if r.record is not None} | {r.id: r for r in self}
+        ordered = sorted(self, key=lambda r: r.status == "ok")  # of several with one id, one that can be opened
+        folders = {r.folder.name: r for r in ordered if r.folder is not None}
+        ids = {r.record.id: r for r in ordered if r.record is not None} | {r.id: r for r in ordered}
         found = folders.get(str(row)) or ids.get(str(row))
         if found is None:
             raise unknown("run", row, ids, remedy="Iterate over the rows to see them all")

@@ -69,8 +69,9 @@ class Row:
 
     @property
     def clip(self) -> Path | None:
-        """The video or image."""
-        return self._first(_CLIPS)
+        """The video or image that the record lists."""
+        listed = {file.path for file in self.record.artifacts} if self.record else set()
+        return self._first(tuple(name for name in _CLIPS if name in listed))
 
     def _first(self, names: tuple[str, ...]) -> Path | None:
         places = [] if self.folder is None else [self.folder / name for name in names]
