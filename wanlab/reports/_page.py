@@ -29,6 +29,7 @@ from wanlab.reports._tables import of_means
 
 _FOLDER = Path(__file__).parent / "page"
 _SCRIPTS = ("common.js", "table.js", "plot.js", "compare.js", "start.js")  # one script, joined in this order
+_STYLES = ("page.css", "runs.css")
 _CELL = 60  # characters
 
 
@@ -57,8 +58,7 @@ def page(
     place: Path,
 ) -> str:
     """The whole page, for a file at `place`; equal runs give an equal page."""
-    script = "\n".join((_FOLDER / name).read_text("utf-8") for name in _SCRIPTS)
-    style = (_FOLDER / "page.css").read_text("utf-8")
+    script, style = ("\n".join((_FOLDER / n).read_text("utf-8") for n in names) for names in (_SCRIPTS, _STYLES))
     plot = _pareto.choose(columns, entries)
     cards = _cards.Cards(facts, columns, Links(place))
     title = html.escape(facts.title)
