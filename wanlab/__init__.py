@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from wanlab.jobs import submit as submit
     from wanlab.models import load as load
     from wanlab.pipeline import generate as generate
+    from wanlab.reports import report as report
     from wanlab.result import Result as Result
     from wanlab.result import open_result as open_result
     from wanlab.runs import results as results
@@ -48,6 +49,7 @@ _HOMES = {  # public name -> the module of this package that it lives in
     "submit": "jobs",
     "load": "models",
     "generate": "pipeline",
+    "report": "reports",
     "Result": "result",
     "open_result": "result",
     "results": "runs",
