@@ -12,6 +12,7 @@ import torch
 
 from tests.sharing import CACHES, GUIDANCES, STEPS, Forwards, alone, base_of, check_equal, inputs
 from tests.tiny import tiny_flux, tiny_wan
+from tests.tiny_relatives import tiny_skyreels
 from wanlab import models, registry, sweeps
 from wanlab.caches.easycache import EasyCache
 from wanlab.caches.fixed import Fixed
@@ -121,6 +122,20 @@ def test_noise_levels_that_agree_at_first(wan: Model) -> None:
     specs["cached"] = specs["0.2"].with_(cache=CACHES["fixed"])
     check_equal(wan, specs)
     assert {ran["shared"]["prefix_steps"] for key, _, ran in run(wan, specs) if key != "cached"} == {5}
+
+
+def test_frames_that_are_at_different_steps(tmp_path: Path) -> None:
+    """Diffusion forcing: a row of the plan is a step of the run."""
+    model = models.load(tiny_skyreels(tmp_path)[1], device="cpu")
+    base = model.spec(prompt="a cat", num_steps=5, ar_step=2, max_text_tokens=8)
+    specs = {"cfg": base, "interval": base.with_(guidance={"method": "cfg_interval", "stop": 0.5})}
+    specs["apg"] = base.with_(guidance=GUIDANCES["apg"])
+    found = {}
+    for key, latents, ran in sweeps.denoise_together(model, specs, *inputs(model, base)):
+        assert torch.equal(latents, alone(model, specs[key])[0]), key
+        found[key] = ran["shared"]["prefix_steps"]
+    rows = len(model.experts(base.resolve(model)))
+    assert found == {"cfg": -(-rows // 2), "interval": -(-rows // 2), "apg": 0}
 
 
 def run(model: Model, specs: dict[str, Any], **more: Any) -> sweeps.Together:
