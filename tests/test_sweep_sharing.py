@@ -10,20 +10,17 @@ from typing import Any
 import pytest
 import torch
 
-from tests.sharing import CACHES, GUIDANCES, Forwards, alone, base_of, check_equal, inputs
+from tests.sharing import CACHES, GUIDANCES, STEPS, Forwards, alone, base_of, check_equal, inputs
 from tests.tiny import tiny_flux, tiny_wan
-<<<<<<< HEAD
-from wanlab import models, registry, sweeps
-=======
 from tests.tiny_relatives import tiny_skyreels
 from wanlab import models, registry, sweeps
 from wanlab.caches.easycache import EasyCache
 from wanlab.caches.fixed import Fixed
 from wanlab.errors import WanlabError
 from wanlab.guidance.cfg import CFG
->>>>>>> share
 from wanlab.models import Model
 from wanlab.registry import SAMPLERS
+from wanlab.watch import Cancelled, Watch
 
 pytestmark = pytest.mark.filterwarnings("ignore:The constants of")
 
