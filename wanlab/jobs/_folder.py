@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import threading
-import time
-import traceback
-import weakref
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from wanlab import media, runs
 from wanlab.errors import WanlabError, shorten
 from wanlab.files import PART
 from wanlab.result import Result, publishable
 from wanlab.spec import GenerationSpec
-from wanlab.watch import Cancelled
+from wanlab.watch import ended_as
 
-BEAT_SECONDS = 15.0
-_TAIL = 4000  # characters of a traceback that are kept
 _AGAIN = ("crashed", "failed", "cancelled", "oom")
-_log = logging.getLogger(__name__)
 
 
 class JobFolder:
@@ -49,7 +40,7 @@ class JobFolder:
             attempt=_attempt(self.path),
         )
         self._record = runs.queue_run(self.path, record)
-        _heart.watch(self)
+        runs.keep_alive(self)
 
     def begin(self) -> None:
         """Note that the job runs."""
@@ -87,31 +78,18 @@ class JobFolder:
         self._cut_short = True
 
     def fail(self, error: BaseException) -> None:
-        """Write why the run did not end well; what the disk refuses is logged, as the job has an error already.
-
-        The texts of an error may come from a file's name and hold what UTF-8 cannot write: that is escaped.
-        """
-        kind = "failed"
-        if isinstance(error, Cancelled):
-            kind = "cancelled"
-        elif isinstance(error, torch.cuda.OutOfMemoryError):
-            kind = "oom"
-        tail = "" if kind == "cancelled" else "".join(traceback.format_exception(error))[-_TAIL:]
-        why = runs.Failure(type=type(error).__name__, message=_utf8(str(error)), traceback_tail=_utf8(tail))
-        if self._cut_short and kind == "cancelled":
-            kind, why = "crashed", runs.Failure(type="ProcessEnded", message="Python ended before this run did.")
+        """Write why the run did not end well; what the disk refuses is logged, as the job has an error already."""
+        status = ended_as(error)
+        if self._cut_short and status == "cancelled":
+            status, error = "crashed", ProcessEnded("Python ended before this run did.")
+        there = {name: file for name, file in self._media.items() if file.is_file()}
         with self._lock:
             self._ended = True
-            record = self._record.with_(status=kind, error=why.model_dump(), ended=runs.now())
-            try:
-                there = {name: file for name, file in self._media.items() if file.is_file()}
-                runs.write_run(self.path, record, runs.shared(there))
-            except WanlabError:
-                _log.exception("%s could not be told that its run was %s", self.path, kind)
+            runs.fail(self.path, self._record, error, status, runs.shared(there))
 
 
-def _utf8(text: str) -> str:
-    return text.encode(errors="backslashreplace").decode()
+class ProcessEnded(Exception):
+    """Why a run has no end of its own."""
 
 
 def _free(path: Any) -> Path:
@@ -133,39 +111,3 @@ def _free(path: Any) -> Path:
 def _attempt(folder: Path) -> int:
     """The number of this try: one more than the record in the folder says."""
     return runs.read_run(folder).attempt + 1 if (folder / runs.RUN_JSON).is_file() else 1
-
-
-class _Heart:
-    """The thread that beats all folders of this process; started with the first one."""
-
-    def __init__(self) -> None:
-        self._folders: weakref.WeakSet[JobFolder] = weakref.WeakSet()
-        self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._work, name="wanlab-heart", daemon=True)
-
-    def watch(self, folder: JobFolder) -> None:
-        with self._lock:
-            self._folders.add(folder)
-            if self._thread.ident is None:
-                self._thread.start()
-
-    def _work(self) -> None:
-        while True:
-            time.sleep(BEAT_SECONDS)
-            with self._lock:
-                folders = list(self._folders)
-            for folder in folders:
-                try:
-                    folder.beat()
-                except WanlabError as error:  # the end of the run says so if the disk is still full then
-                    _log.warning("%s", error)
-            folders.clear()
-
-
-_heart = _Heart()
-
-
-def forget_all() -> None:
-    """In a process that was forked off: the runs belong to the one it came from."""
-    global _heart
-    _heart = _Heart()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from wanlab import pipeline
-from wanlab.jobs._folder import JobFolder, forget_all
+from wanlab.jobs._folder import JobFolder
 from wanlab.jobs._job import Job
 from wanlab.sampling import OnStep
 from wanlab.spec import GenerationSpec
@@ -122,7 +122,6 @@ def _forget() -> None:
     global _lock
     _lock = threading.Lock()
     _workers.clear()
-    forget_all()
 
 
 if hasattr(os, "register_at_fork"):

@@ -3,6 +3,6 @@
 from wanlab.watch._interrupts import Interrupts
 from wanlab.watch._lines import Lines
 from wanlab.watch._progress import Progress, StageTime
-from wanlab.watch._watch import STAGES, Cancelled, Watch
+from wanlab.watch._watch import STAGES, Cancelled, Watch, ended_as
 
-__all__ = ["STAGES", "Cancelled", "Interrupts", "Lines", "Progress", "StageTime", "Watch"]
+__all__ = ["STAGES", "Cancelled", "Interrupts", "Lines", "Progress", "StageTime", "Watch", "ended_as"]

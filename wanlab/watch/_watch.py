@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Hashable
+from typing import Literal
 
+import torch
 from torch import Tensor
 
 from wanlab.sampling import OnStep
@@ -23,6 +25,13 @@ _took: dict[Hashable, dict[str, float]] = {}
 
 class Cancelled(BaseException):
     """A generation ended because it was asked to. Not an `Exception`, so `except Exception` does not swallow it."""
+
+
+def ended_as(error: BaseException) -> Literal["failed", "oom", "cancelled"]:
+    """The status of a run that ended with this error."""
+    if isinstance(error, Cancelled):
+        return "cancelled"
+    return "oom" if isinstance(error, torch.cuda.OutOfMemoryError) else "failed"
 
 
 class Watch:

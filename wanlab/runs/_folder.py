@@ -1,58 +1,25 @@
-"""The format of a run folder: `run.json`, the clip, its latents and the media that went in.
-
-    <run>/run.json               written last and atomically: while it is missing, the run does not exist
-    <run>/video.mp4|image.png    the clip, with the spec inside
-    <run>/latents.safetensors
-    <run>/audio.wav              the sound exactly, if there is any; the mp4 has it as AAC
-    <run>/media/<sha256>.<ext>   the pictures and videos that the spec names
-
-Files are the truth: any process may die at any moment, and any other one reads what is there.
-"""
+"""Writing run folders: whole or not at all, and never over what somebody else has in hand."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import hashlib
 import itertools
-import math
 import os
-import platform
 import re
 import shutil
-import socket
-import subprocess
-import sys
 import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import Field
-
-import wanlab
 from wanlab.errors import WanlabError
-from wanlab.files import PART, atomic_write, read_json, safe_path, sha256_file, sweep, sync_folder, writing
+from wanlab.files import PART, atomic_write, safe_path, sha256_file, sweep, sync_folder, writing
+from wanlab.runs._held import check_held, release
+from wanlab.runs._record import RUN_JSON, Artifact, RunRecord, now, read_run
 from wanlab.spec import GenerationSpec
-from wanlab.spec.part import Part
 
-NUMERICS = 2
-"""Raised when the same spec and weights give other results than before; part of every run id."""
-
-SCHEMA = 1
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
-"""Schema n -> pure function that returns the same record in schema n + 1."""
-
-RUN_JSON = "run.json"
-STALE_SECONDS = 60.0
-_MAX_BYTES = 16 << 20
 _SLUG = 40  # characters of a prompt in a folder's name
-_PACKAGES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "av", "pydantic")
-
-Status = Literal["pending", "running", "ok", "failed", "cancelled", "oom", "crashed"]
 
 
 @dataclass(frozen=True)
@@ -66,70 +33,14 @@ Source = bytes | Path | Unchanging | Callable[[Path], Any]
 """An artifact's content: bytes, a file to copy or to link to, or a function that writes the file at a path."""
 
 
-class Artifact(Part):
-    """A file of the run folder."""
-
-    path: str
-    """Below the run folder, with forward slashes."""
-    sha256: str
-    bytes: int
-
-
-class Failure(Part):
-    """Why a run did not end well."""
-
-    type: str
-    message: str
-    traceback_tail: str = ""
-
-
-class RunRecord(Part):
-    """What `run.json` holds. Times are ISO 8601 in UTC, durations seconds, sizes bytes."""
-
-    schema_version: int = Field(SCHEMA, alias="schema")
-    id: str = ""
-    """`run_id`: what was asked, of which weights, by which numerics."""
-    status: Status = "pending"
-    attempt: Annotated[int, Field(ge=1)] = 1
-    spec: dict[str, Any] = Field(default_factory=dict)
-    """The spec as it was asked, with `auto` as the word."""
-    resolved: dict[str, Any] = Field(default_factory=dict)
-    """What every `auto` became and which kernels and rungs really ran."""
-    seeds: tuple[int, ...] = ()
-    fingerprint: str = ""
-    """Of the weights, see `weights.fingerprint`."""
-    numerics: int = NUMERICS
-    metrics: dict[str, Any] = Field(default_factory=dict)
-    timings: dict[str, float] = Field(default_factory=dict)
-    peak_bytes: int | None = None
-    artifacts: tuple[Artifact, ...] = ()
-    env: dict[str, Any] = Field(default_factory=dict)
-    error: Failure | None = None
-    started: str | None = None
-    ended: str | None = None
-    host: str = ""
-    pid: Annotated[int, Field(ge=1, lt=2**31)] | None = None
-    heartbeat: str | None = None
-
-
 def shared(files: Mapping[str, Path]) -> dict[str, Source]:
     """Artifacts that are files which nobody writes to again."""
     return {name: Unchanging(file) for name, file in files.items()}
 
 
-def now() -> str:
-    """The time in UTC, ISO 8601 with milliseconds."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def run_id(spec_id: str, fingerprint: str) -> str:
-    """12 hex digits that are equal when spec, weights and numerics are."""
-    return hashlib.sha256(f"{spec_id}\n{fingerprint}\n{NUMERICS}".encode()).hexdigest()[:12]
-
-
 def queue_run(folder: str | Path, record: RunRecord) -> RunRecord:
     """Write `record` as waiting in this process, which is to `beat` it as a running one."""
-    record = record.with_(status="pending", host=socket.gethostname(), pid=os.getpid(), heartbeat=now())
+    record = record.in_hand("pending")
     _write_record(Path(folder), record)
     return record
 
@@ -175,10 +86,8 @@ def begin_run(folder: str | Path, record: RunRecord) -> RunRecord:
     For jobs with a folder and for sweeps, whose workers find out from these records what another worker has in hand
     and what died in its hands; `generate` and `Result.save` write only runs that ended.
     """
-    time = now()
-    record = record.with_(
-        status="running", host=socket.gethostname(), pid=os.getpid(), started=record.started or time, heartbeat=time
-    )
+    record = record.in_hand("running")
+    record = record.with_(started=record.started or record.heartbeat)
     _write_record(Path(folder), record)
     return record
 
@@ -196,7 +105,8 @@ def write_run(folder: str | Path, record: RunRecord, artifacts: Mapping[str, Sou
     artifacts: {path below the folder: content}. Everything is written beside its place first, so a process that dies
     leaves the former run untouched, or (within the renames) a folder without run.json, never one that lies. Files
     that only the former run had are deleted at the end.
-    Raises `WanlabError` for a path outside the folder and for a full disk.
+    Raises `WanlabError` for a path outside the folder, for a full disk and for a run that this process claimed and
+    another one took over meanwhile.
     """
     folder = Path(folder)
     assert RUN_JSON not in artifacts, "the record is no artifact"
@@ -212,6 +122,7 @@ def write_run(folder: str | Path, record: RunRecord, artifacts: Mapping[str, Sou
             ]
             record = record.with_(artifacts=entries)
             _produce(last, _text(record).encode())
+            check_held(folder)
             former = _listed(folder)
             if former:  # while its files are replaced, it would lie; from here on only renames: a full disk allows them
                 (folder / RUN_JSON).unlink(missing_ok=True)
@@ -227,6 +138,8 @@ def write_run(folder: str | Path, record: RunRecord, artifacts: Mapping[str, Sou
         with contextlib.suppress(OSError):  # the new run is whole; what cannot be deleted is in nobody's way
             path.unlink()
     sweep(folder)
+    if record.status not in ("pending", "running"):
+        release(folder)
     return record
 
 
@@ -274,58 +187,6 @@ def _text(record: RunRecord) -> str:
     return record.model_dump_json(by_alias=True, indent=2) + "\n"
 
 
-def read_run(folder: str | Path) -> RunRecord:
-    """The record of a run folder; one that claims to wait or to run but is stale reads as crashed.
-
-    Raises `WanlabError` for a folder without run.json, an unreadable one and one of a newer schema.
-    """
-    path = Path(folder) / RUN_JSON
-    if not path.is_file():
-        remedy = "Give the folder that holds run.json; without it the run did not end, run it again"
-        raise WanlabError(f"{folder} is no run folder: it has no {RUN_JSON}", remedy=remedy)
-    record = RunRecord.parse(_migrated(read_json(path, _MAX_BYTES), path), prefix=path.name)
-    return record.with_(status="crashed") if _is_stale(record) else record
-
-
-def _migrated(data: Any, path: Path) -> dict[str, Any]:
-    schema = data.get("schema") if isinstance(data, dict) else None
-    if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
-        raise WanlabError(f"{path} is no run record: it has no schema number", remedy="Run it again")
-    if schema > SCHEMA:
-        remedy = "A newer wanlab wrote it: update wanlab"
-        raise WanlabError(f"{path} has schema {schema}, this version reads up to {SCHEMA}", remedy=remedy)
-    for version in range(schema, SCHEMA):
-        data = {**MIGRATIONS[version](data), "schema": version + 1}
-    return data
-
-
-def _is_stale(record: RunRecord) -> bool:
-    planned = record.status == "pending" and record.pid is None  # nobody has it in hand yet
-    if record.status not in ("pending", "running") or planned:
-        return False
-    if record.host == socket.gethostname() and record.pid is not None and not _is_alive(record.pid):
-        return True
-    return record.heartbeat is None or _age(record.heartbeat) > STALE_SECONDS
-
-
-def _age(time: str) -> float:
-    """Seconds since a time of `now`; infinite for anything else, such as a time without its zone."""
-    try:
-        return (datetime.now(UTC) - datetime.fromisoformat(time)).total_seconds()
-    except (ValueError, TypeError, OverflowError):
-        return math.inf
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # alive, another user's
-        return True
-    return True
-
-
 def artifact(folder: str | Path, record: RunRecord, name: str) -> Path:
     """The path of one of the run's files, checked to be there with the recorded size and hash (about 1 s a GB).
 
@@ -344,44 +205,3 @@ def artifact(folder: str | Path, record: RunRecord, name: str) -> Path:
     if sha256_file(path) != entry.sha256:
         raise WanlabError(f"{path} has changed since it was written: other content", remedy="Run the spec again")
     return path
-
-
-def environment() -> dict[str, Any]:
-    """Versions, machine and commit, for `run.json`. Imports nothing; asks torch for the device if it is loaded."""
-    versions = {"wanlab": wanlab.__version__}
-    for name in _PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return {"python": platform.python_version(), "platform": platform.platform(), **versions, **_device(), **_commit()}
-
-
-def _device() -> dict[str, Any]:
-    torch = sys.modules.get("torch")
-    if torch is None:
-        return {}
-    found: dict[str, Any] = {"threads": torch.get_num_threads(), "cuda": torch.version.cuda}
-    if torch.cuda.is_available():
-        index = torch.cuda.current_device()
-        found |= {"gpu": torch.cuda.get_device_name(index), "capability": list(torch.cuda.get_device_capability(index))}
-    return found
-
-
-@functools.cache
-def _commit() -> dict[str, Any]:
-    """The commit of this checkout; nothing for an installed package, even inside somebody's repository."""
-    root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():
-        return {}
-    try:
-        head = _git(root, "rev-parse", "HEAD")
-        dirty = bool(_git(root, "status", "--porcelain", "--untracked-files=no"))
-    except (OSError, subprocess.SubprocessError):  # no git, or a repository it does not trust
-        return {}
-    return {"commit": head, "dirty": dirty}
-
-
-def _git(root: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=10)
-    return done.stdout.strip()
