@@ -121,7 +121,7 @@ def test_a_record_that_cannot_be_written_ends_the_job_all_the_same(
     def refuse(*_: Any) -> None:
         raise RuntimeError("of the record")
 
-    monkeypatch.setattr(_folder.runs, "write_run", refuse)
+    monkeypatch.setattr(runs._claims, "write_run", refuse)
     with pytest.raises(RuntimeError, match="of the run"):
         wanlab.submit(model, **SPEC, folder=tmp_path / "a", on_step=fail).result(WAIT)
 
@@ -164,8 +164,8 @@ def test_failed_cancelled_and_oom_say_so_and_may_be_tried_again(model: Any, tmp_
 
 def test_a_long_step_is_no_crash(model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Waiting and running jobs are beaten while a step takes its time; none is after its end."""
-    monkeypatch.setattr(_folder, "BEAT_SECONDS", 0.02)
-    monkeypatch.setattr(_folder, "_heart", _folder._Heart())
+    monkeypatch.setattr(runs._heart, "BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(runs._heart, "_heart", None)
     gate = Gate()
     folders = [
         wanlab.submit(model, **SPEC, on_step=gate if name == "a" else None, folder=tmp_path / name).folder

@@ -21,20 +21,23 @@ import wanlab
 from wanlab import runs
 from wanlab.errors import WanlabError
 
-GOLDEN = Path(__file__).parent / "golden" / "run_v1.json"
+GOLDEN = Path(__file__).parent / "golden"
 
 
 def record(**changes: object) -> runs.RunRecord:
     return runs.RunRecord(id="0123456789ab", status="ok", spec={"model": "wan_tiny"}, seeds=[7], **changes)
 
 
-def test_golden_record_reads_and_writes_as_it_was(tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_bytes(GOLDEN.read_bytes())
+@pytest.mark.parametrize("version", [1, 2])
+def test_golden_records_read_as_they_were(tmp_path: Path, version: int) -> None:
+    golden = GOLDEN / f"run_v{version}.json"
+    (tmp_path / "run.json").write_bytes(golden.read_bytes())
     found = runs.read_run(tmp_path)
-    assert (found.schema_version, found.status, found.seeds, found.peak_bytes) == (1, "ok", (7,), 123456)
+    assert (found.schema_version, found.status, found.seeds, found.peak_bytes) == (2, "ok", (7,), 123456)
     assert found.artifacts[0].path == "video.mp4"
     assert found.spec["text"]["prompt"] == "a red circle „moves“ right\n"
-    assert json.loads(found.model_dump_json(by_alias=True)) == json.loads(GOLDEN.read_text())
+    given = json.loads(golden.read_text())
+    assert json.loads(found.model_dump_json(by_alias=True)) == {"params": {}, "process": "", **given, "schema": 2}
 
 
 def test_written_run_reads_back_with_hashes(tmp_path: Path) -> None:
@@ -176,7 +179,8 @@ def test_running_record_is_alive_until_its_process_or_heart_stops(tmp_path: Path
     late = (datetime.now(UTC) - timedelta(seconds=61)).isoformat()
     naive = datetime.now(UTC).replace(tzinfo=None).isoformat()
     beats = [{"heartbeat": text} for text in (late, naive, "", "yesterday", "9" * 5000, "0001-01-01T00:00:00+23:59")]
-    for changes in ({"pid": dead.pid}, {"heartbeat": late, "host": "elsewhere"}, *beats):
+    born = {"process": alive.process + "0"}  # its pid is another process's by now
+    for changes in ({"pid": dead.pid}, born, {"heartbeat": late, "host": "elsewhere"}, *beats):
         (tmp_path / "run.json").write_text(alive.with_(**changes).model_dump_json(by_alias=True))
         assert runs.read_run(tmp_path).status == "crashed", changes
     (tmp_path / "run.json").write_text(alive.with_(pid=dead.pid, host="elsewhere").model_dump_json(by_alias=True))
@@ -213,9 +217,9 @@ def test_broken_records_are_named(tmp_path: Path, text: str, match: str) -> None
 
 def test_migrations_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """How the next schema will be read: pure functions, one a version."""
-    monkeypatch.setattr(runs, "SCHEMA", 3)
+    monkeypatch.setattr(runs._record, "SCHEMA", 3)
     rename = {1: lambda d: {**d, "id": d["id"] + "-2"}, 2: lambda d: {**d, "id": d["id"] + "-3"}}
-    monkeypatch.setattr(runs, "MIGRATIONS", rename)
+    monkeypatch.setattr(runs._record, "MIGRATIONS", rename)
     (tmp_path / "run.json").write_text('{"schema": 1, "id": "x"}')
     found = runs.read_run(tmp_path)
     assert (found.id, found.schema_version) == ("x-2-3", 3)
@@ -225,7 +229,7 @@ def test_ids_depend_on_spec_weights_and_numerics_alone(monkeypatch: pytest.Monke
     first = runs.run_id("aaa", "bbb")
     assert first == "3b7b045fe68e", "ids on disk would no longer be found"
     assert len({first, runs.run_id("aab", "bbb"), runs.run_id("aaa", "bbc"), runs.run_id("aaab", "bb")}) == 4
-    monkeypatch.setattr(runs, "NUMERICS", runs.NUMERICS + 1)
+    monkeypatch.setattr(runs._record, "NUMERICS", runs.NUMERICS + 1)
     assert runs.run_id("aaa", "bbb") != first
 
 
@@ -237,3 +241,36 @@ def test_environment_names_versions_and_commit() -> None:
     assert len(found.get("commit", "0" * 40)) == 40
     json.dumps(found, allow_nan=False)
     assert socket.gethostname() not in json.dumps(found)
+
+
+def test_fail_says_why_and_keeps_what_is_given(tmp_path: Path) -> None:
+    begun = runs.begin_run(tmp_path, runs.RunRecord(id="x"))
+    ended = runs.fail(tmp_path, begun, MemoryError("a file called \udcff"), "oom", {"media/a.png": b"given"})
+    assert runs.read_run(tmp_path) == ended
+    assert (ended.status, ended.error.type, ended.error.message) == ("oom", "MemoryError", "a file called \\udcff")
+    assert "MemoryError" in ended.error.traceback_tail
+    assert runs.artifact(tmp_path, ended, "media/a.png").read_bytes() == b"given"
+    cancelled = runs.fail(tmp_path, begun, KeyboardInterrupt("enough"), "cancelled")
+    assert cancelled.error.traceback_tail == ""
+
+
+def test_fail_does_not_hide_the_error_where_the_disk_refuses(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "run").write_text("a file where the folder was")
+    runs.fail(tmp_path / "run", runs.RunRecord(id="x"), RuntimeError("of the run"))
+    assert "could not be told that its run was failed" in caplog.text
+
+
+def test_a_forked_process_has_nothing_in_hand(tmp_path: Path) -> None:
+    code = """
+import os, sys
+from wanlab import runs
+mine = runs.claim(sys.argv[1], runs.RunRecord(id="x"))
+if os.fork() == 0:
+    os._exit(0 if runs.claim(sys.argv[1], mine) is None and runs.claim(sys.argv[2], mine).pid == os.getpid() else 1)
+assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
+runs.write_run(sys.argv[1], mine.with_(status="ok"), {})
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(wanlab.__file__).parent.parent)}
+    folders = [str(tmp_path / name) for name in "ab"]
+    subprocess.run([sys.executable, "-c", code, *folders], env=environment, check=True)
+    assert [runs.read_run(folder).status for folder in folders] == ["ok", "crashed"]

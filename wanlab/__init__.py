@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from wanlab.pipeline import generate as generate
     from wanlab.result import Result as Result
     from wanlab.result import open_result as open_result
+    from wanlab.runs import results as results
     from wanlab.settings import open_settings as open_settings
     from wanlab.spec import GenerationSpec as GenerationSpec
     from wanlab.stages import decode as decode
@@ -48,6 +49,7 @@ _HOMES = {  # public name -> the module of this package that it lives in
     "generate": "pipeline",
     "Result": "result",
     "open_result": "result",
+    "results": "runs",
     "open_settings": "settings",
     "GenerationSpec": "spec",
     "decode": "stages",

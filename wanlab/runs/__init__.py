@@ -34,6 +34,8 @@ from wanlab.runs._held import release
 from wanlab.runs._plan import SWEEP_JSON, Point, SweepFile, read_sweep, write_sweep
 from wanlab.runs._process import STALE_SECONDS, now
 from wanlab.runs._record import NUMERICS, RUN_JSON, Artifact, Failure, RunRecord, Status, read_run, run_id
+from wanlab.runs._results import Results, results
+from wanlab.runs._row import Row
 from wanlab.runs._working import (
     Working,
     clear_cancel,
@@ -53,6 +55,8 @@ __all__ = [
     "Failure",
     "GaveUp",
     "Point",
+    "Results",
+    "Row",
     "RunRecord",
     "Source",
     "Status",
@@ -79,6 +83,7 @@ __all__ = [
     "read_working",
     "release",
     "request_cancel",
+    "results",
     "run_id",
     "shared",
     "write_run",

@@ -31,7 +31,7 @@ from wanlab.runs._record import (
     attempt_file,
     beat_age,
     read_record,
-    seen_through,
+    status_now,
 )
 from wanlab.spec.part import Part
 
@@ -107,8 +107,8 @@ def _claimed(mine: Held, record: RunRecord, max_attempts: int, again: bool) -> R
         return None
     mine.begin(number)
     try:
-        if _is_done(_read(folder), record, again):  # whoever had it wrote this as its last act
-            return None
+        if _is_done(_read(folder), record, again) or newest_attempt(folder) > number:
+            return None  # whoever had it wrote that as its last act; or this process slept, and was taken for dead
         return begin_run(folder, record.with_(attempt=number, started=None, ended=None, error=None))
     except BaseException:
         with contextlib.suppress(OSError):  # not begun: others need not wait until this process ends
@@ -136,7 +136,7 @@ def _crashes(folder: Path, newest: int, found: RunRecord | None) -> int | None:
     if found.status not in ("pending", "running"):
         return before + (found.status == "crashed")
     if found.attempt > newest:  # a job's, which makes no claims
-        return None if seen_through(folder, found).status != "crashed" and found.pid else before + bool(found.pid)
+        return None if status_now(folder, found) != "crashed" and found.pid else before + bool(found.pid)
     return None if _has(folder, newest, last) else before + 1
 
 
@@ -146,10 +146,7 @@ def _has(folder: Path, number: int, attempt: Attempt | None) -> bool:
         whose = attempt.host, attempt.pid, attempt.process
         if whose == (_process.host(), os.getpid(), _process.this_process()):
             return False  # `hold` knows all that this process has
-        alive = _process.lives(*whose)
-        if alive is not None:
-            return alive
-    return beat_age(folder, number) <= STALE_SECONDS
+    return is_in_hand(folder, number)
 
 
 def read_attempt(folder: Path, number: int) -> Attempt | None:
@@ -158,6 +155,13 @@ def read_attempt(folder: Path, number: int) -> Attempt | None:
         return Attempt.parse(read_json(attempt_file(folder, number)), prefix=attempt_file(folder, number).name)
     except WanlabError:
         return None
+
+
+def is_in_hand(folder: Path, number: int) -> bool:
+    """Whether the process that made a claim, this one too, is alive."""
+    attempt = read_attempt(folder, number)
+    alive = None if attempt is None else _process.lives(attempt.host, attempt.pid, attempt.process)
+    return beat_age(folder, number) <= STALE_SECONDS if alive is None else alive
 
 
 def fail(

@@ -55,13 +55,13 @@ def _scope() -> str:
         return ""
 
 
-def _started(pid: int) -> str:
-    """Clock ticks from the boot to the start of a process that runs; empty for one that does not."""
+def _started(pid: int) -> str | None:
+    """Clock ticks from the boot to the start of a process; empty for one that ended, None where /proc says nothing."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()  # the name before may hold anything
-    except OSError:
-        return ""
+    except OSError:  # no such process, or another user's
+        return None
     return "" if len(fields) < 20 or fields[0].decode() in _DEAD else fields[19].decode()
 
 
@@ -73,9 +73,12 @@ def lives(on: str, pid: int | None, process: str) -> bool | None:
     if on != host() or pid is None:
         return None
     scope, _, started = process.rpartition("/")
-    if scope and scope == _scope():
-        return _started(pid) == started
-    return None if scope or _exists(pid) else False
+    if scope and scope != _scope():  # before a restart of the machine, or in another container: pids do not compare
+        return None
+    found = _started(pid)
+    if found is None or not found:
+        return False if found == "" or not _exists(pid) else None
+    return found == started if scope else None
 
 
 def _exists(pid: int) -> bool:

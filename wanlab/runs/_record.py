@@ -125,17 +125,20 @@ def _migrated(data: Any, path: Path) -> dict[str, Any]:
 
 def seen_through(folder: Path, record: RunRecord) -> RunRecord:
     """The record of a folder, crashed if it waits or runs in the hands of a process that shows no sign of life."""
-    return record.with_(status="crashed") if _is_stale(folder, record) else record
+    status = status_now(folder, record)
+    return record if status == record.status else record.with_(status=status)
 
 
-def _is_stale(folder: Path, record: RunRecord) -> bool:
+def status_now(folder: Path, record: RunRecord) -> Status:
+    """The status of `seen_through`."""
     planned = record.status == "pending" and record.pid is None  # nobody has it in hand yet
     if record.status not in ("pending", "running") or planned:
-        return False
+        return record.status
     if _process.lives(record.host, record.pid, record.process) is False:
-        return True
+        return "crashed"
     beaten = [] if record.heartbeat is None else [age(record.heartbeat)]
-    return min([*beaten, beat_age(folder, record.attempt)]) > STALE_SECONDS
+    is_stale = min([*beaten, beat_age(folder, record.attempt)]) > STALE_SECONDS
+    return "crashed" if is_stale else record.status
 
 
 def attempt_file(folder: Path, number: int) -> Path:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import threading
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
 from wanlab.errors import WanlabError
-from wanlab.files import atomic_write, read_json, writing
+from wanlab.files import PART, read_json, writing
 from wanlab.runs import _process
 from wanlab.runs._process import STALE_SECONDS, age, now
 from wanlab.spec.part import Part
 
 PROGRESS, CANCEL = "progress", "cancel"
+_lock = threading.Lock()
 
 
 class Working(Part):
@@ -47,14 +49,19 @@ class Working(Part):
 def write_working(out: str | Path, working: Working) -> None:
     """Tell what this process is doing, and that it lives; at most once a second, please."""
     text = working.with_(heartbeat=now()).model_dump_json(indent=2)
-    atomic_write(_file(Path(out), working), text + "\n")
+    file = _file(Path(out), working)
+    part = file.with_name(f"{PART}{file.name}")  # of this process alone, so a kill leaves one, and it has an owner
+    with _lock, writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(text + "\n", encoding="utf-8")
+        os.replace(part, file)
 
 
 def end_working(out: str | Path) -> None:
     """Tell that this process does nothing for the sweep any more, and clear up after those that died."""
-    living = {_file(Path(out), working) for working in read_working(out)} - {_file(Path(out), Working())}
+    living = {_file(Path(out), working).name for working in read_working(out)} - {_file(Path(out), Working()).name}
     for path in (Path(out) / PROGRESS).glob("*.json"):
-        if path not in living:
+        if path.name.removeprefix(PART) not in living:
             with contextlib.suppress(OSError):
                 path.unlink()
 
@@ -62,7 +69,7 @@ def end_working(out: str | Path) -> None:
 def read_working(out: str | Path) -> list[Working]:
     """What the living processes of a sweep are doing, the oldest first."""
     found = []
-    for path in (Path(out) / PROGRESS).glob("*.json"):
+    for path in (Path(out) / PROGRESS).glob("[!.]*.json"):
         with contextlib.suppress(WanlabError):  # gone meanwhile, or nobody's
             found.append(Working.parse(read_json(path), prefix=path.name))
     return sorted(filter(_lives, found), key=lambda working: (working.started, working.pid))
