@@ -13,10 +13,19 @@ from typing import TYPE_CHECKING
 from wanlab.registry import lazy
 
 if TYPE_CHECKING:
+    from wanlab.sweeps._experiment import Experiment, read_experiment, run_experiment
     from wanlab.sweeps._grid import Grid, grid, zip_
+    from wanlab.sweeps._log import log
+    from wanlab.sweeps._point import PointOptions, run_point
     from wanlab.sweeps._points import Zip, expand, seeds
 
 _HOME = {
+    "Experiment": "_experiment",
+    "read_experiment": "_experiment",
+    "run_experiment": "_experiment",
+    "log": "_log",
+    "PointOptions": "_point",
+    "run_point": "_point",
     "Grid": "_grid",
     "grid": "_grid",
     "zip_": "_grid",
@@ -24,5 +33,18 @@ _HOME = {
     "expand": "_points",
     "seeds": "_points",
 }
-__all__ = ["Grid", "Zip", "expand", "grid", "seeds", "zip_"]
+__all__ = [
+    "Experiment",
+    "Grid",
+    "PointOptions",
+    "Zip",
+    "expand",
+    "grid",
+    "log",
+    "read_experiment",
+    "run_experiment",
+    "run_point",
+    "seeds",
+    "zip_",
+]
 __getattr__ = lazy(__name__, _HOME)

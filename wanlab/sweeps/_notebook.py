@@ -51,6 +51,12 @@ class Notebook:
         source = [(cell.cell_type, cell.source) for cell in self.node.cells]
         return hashlib.sha256(json.dumps(source).encode()).hexdigest()[:8]
 
+    def text(self) -> str:
+        """The notebook as a file holds it."""
+        import nbformat
+
+        return nbformat.writes(self.node) + "\n"
+
     def settings(self, changes: Mapping[str, Any]) -> dict[str, Any]:
         """All parameters as JSON values, with `changes`. Raises WanlabError for a name or a value that cannot be."""
         return {**self.parameters, **{name: self.value(name, value) for name, value in changes.items()}}
