@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from wanlab.study import estimate as estimate
     from wanlab.sweeps import Grid as Grid
     from wanlab.sweeps import grid as grid
+    from wanlab.sweeps import log as log
+    from wanlab.sweeps import run_experiment as run_experiment
     from wanlab.sweeps import seeds as seeds
     from wanlab.sweeps import zip_ as zip_
     from wanlab.widgets import compare as compare
@@ -60,6 +62,8 @@ _HOMES = {  # public name -> the module of this package that it lives in
     "estimate": "study",
     "Grid": "sweeps",
     "grid": "sweeps",
+    "log": "sweeps",
+    "run_experiment": "sweeps",
     "seeds": "sweeps",
     "zip_": "sweeps",
     "compare": "widgets",

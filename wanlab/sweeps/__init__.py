@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from wanlab.sweeps._log import log
     from wanlab.sweeps._point import PointOptions, run_point
     from wanlab.sweeps._points import Zip, expand, seeds
+    from wanlab.sweeps._preview import Preview
 
 _HOME = {
     "Experiment": "_experiment",
@@ -29,6 +30,7 @@ _HOME = {
     "Grid": "_grid",
     "grid": "_grid",
     "zip_": "_grid",
+    "Preview": "_preview",
     "Zip": "_points",
     "expand": "_points",
     "seeds": "_points",
@@ -37,6 +39,7 @@ __all__ = [
     "Experiment",
     "Grid",
     "PointOptions",
+    "Preview",
     "Zip",
     "expand",
     "grid",

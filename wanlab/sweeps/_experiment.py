@@ -15,7 +15,7 @@ from wanlab.errors import WanlabError, shorten, unknown
 from wanlab.files import atomic_write, read_json
 from wanlab.sweeps._notebook import Code, Notebook, read_notebook
 from wanlab.sweeps._point import PointOptions, run_point
-from wanlab.sweeps._points import check_present, expand, same, unique
+from wanlab.sweeps._points import expand, same, unique
 from wanlab.workspace import MARKER, find_workspace
 
 RUN, GRID = "run.ipynb", "grid.json"
@@ -89,12 +89,12 @@ def _changed(settings: list[dict[str, Any]], changes: Mapping[str, Any]) -> list
     varied = {name for point in settings for name in point}
     for name, value in changes.items():
         if name in varied:
-            check_present(name, [value], [point[name] for point in settings if name in point])
+            there = list(dict.fromkeys(shorten(point[name], 40) for point in settings if name in point))
             settings = [point for point in settings if name in point and same(point[name], value)]
+            if not settings:
+                raise WanlabError(f"No point of the grid has {name} = {shorten(value, 80)}", choices=there[:12])
         else:
             settings = [{**point, name: value} for point in settings]
-        if not settings:
-            raise WanlabError("No point has all of these values together", remedy="Give fewer")
     return unique(settings)
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from wanlab import catalog, runs
 from wanlab.errors import WanlabError, shorten
 from wanlab.spec import GenerationSpec, plain
-from wanlab.sweeps import _points
+from wanlab.sweeps import _points, _table
 from wanlab.sweeps._points import Settings, Zip
-from wanlab.sweeps._settings import Cleaner, agrees, changes, clean_axis, looked_up, spec_at
+from wanlab.sweeps._settings import Cleaner, agrees, changes, clean_axis, looked_up, spec_at, with_frames
 
 if TYPE_CHECKING:
     from wanlab.runs import Point
+    from wanlab.sweeps._preview import Preview
 
 SCHEMA = 1
 KIND = "specs"
@@ -33,7 +37,7 @@ def grid(base: Any, /, *zips: Zip, **axes: Any) -> Grid:
             f"grid got {shorten(wrong[0], 60)} after its base", remedy="Give zip_(...) there, and axes by name"
         )
     start = _base(base)
-    return Grid(start, _points.product(zips, axes, Cleaner(start)))
+    return Grid(start, _points.product(zips, with_frames(axes), Cleaner(start)))
 
 
 @overload
@@ -45,7 +49,7 @@ def zip_(base: Any = None, /, **axes: Any) -> Zip | Grid:
 
     With a base they are a whole grid. Raises WanlabError for axes of different lengths.
     """
-    found = Zip.of(axes)
+    found = Zip.of(with_frames(axes))
     return found if base is None else grid(base, found)
 
 
@@ -174,6 +178,48 @@ class Grid(Sequence[GenerationSpec]):
         _points.check_count(n * len(self))
         pairs = [(s, spec.sampling.seed + k) for s, spec in self._pairs() for k in offsets]
         return Grid(self._base, [{**s, "seed": seed} for s, seed in pairs])
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """A short text for each point, what it differs in; no two are the same."""
+        return tuple(_table.labels(self.rows))
+
+    @cached_property
+    def rows(self) -> tuple[dict[str, str], ...]:
+        """The table of what differs: of each point its settings in words."""
+        return tuple(_table.cells(self._specs, self._settings, self.names))
+
+    def _title(self) -> str:
+        axes = ", ".join(f"{name} ({len({row[name] for row in self.rows})})" for name in self.rows[0])
+        points = "1 point" if len(self) == 1 else f"{len(self):,} points"
+        return f"{points} of {self._base.model}" + (f" over {axes}" if len(self) > 1 else "")
+
+    def __repr__(self) -> str:
+        return f"Grid({self._title()})"
+
+    def _repr_html_(self) -> str:
+        """The points as a table of what differs, the first 50."""
+        return f"<p>{html.escape(self._title())}</p>{_table.html_table(self.rows, len(self))}"
+
+    def check(self, model: Any = None) -> None:
+        """Raise WanlabError, with the point, for the first one that its model cannot follow; loads nothing.
+
+        model: a loaded one, for what is not in the catalogue; None describes each spec's.
+        """
+        from wanlab.sweeps._preview import check  # imports torch
+
+        check(self, model)
+
+    def preview(self, model: Any = None, card: Any = None, out: str | Path | None = None) -> Preview:
+        """What running the grid will take: forwards alone and shared, seconds, bytes; nothing is loaded.
+
+        model: a loaded one, for what is not in the catalogue; None describes each spec's. card: the GPU that floors of
+        time are for, e.g. "H100"; None is the present one. out: a folder whose runs tell how long such ones took.
+        Raises WanlabError, with the point, for one that its model cannot follow.
+        """
+        from wanlab.sweeps._preview import preview  # imports torch
+
+        return preview(self, model, card, out)
 
     def points(self) -> tuple[Point, ...]:
         """The points as a sweep's file has them; their folders are unknown."""

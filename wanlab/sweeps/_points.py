@@ -250,4 +250,7 @@ def same(a: Any, b: Any) -> bool:
 
 def unique(points: Iterable[Settings]) -> list[Settings]:
     """The points without repetitions; the first of equal ones stays."""
-    return list({json.dumps(point, sort_keys=True): point for point in reversed(list(points))}.values())[::-1]
+    found: dict[str, Settings] = {}
+    for point in points:
+        found.setdefault(json.dumps(point, sort_keys=True), point)
+    return list(found.values())

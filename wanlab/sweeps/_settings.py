@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from wanlab import catalog
 from wanlab.errors import WanlabError, shorten, unknown
@@ -11,7 +11,7 @@ from wanlab.spec import LEAVES, PARTS, GenerationSpec, plain
 from wanlab.spec.media_given import with_stored
 from wanlab.spec.problems import STORE
 from wanlab.sweeps import _points
-from wanlab.sweeps._points import Settings, placed
+from wanlab.sweeps._points import Settings
 
 
 def flat_name(name: str) -> str:
@@ -21,6 +21,12 @@ def flat_name(name: str) -> str:
         if leaf and part in PARTS:
             return part if leaf == "method" else leaf if LEAVES.get(leaf) == part else f"{part}.{leaf}"
     return name
+
+
+def with_frames(axes: Mapping[str, Any]) -> Settings:
+    """The axes with an array given as a medium as one value: a mask of (H, W) is no axis of rows."""
+    media = {name for name in axes if LEAVES.get(flat_name(name)) == "media" and getattr(axes[name], "ndim", 0) > 1}
+    return {name: [value] if name in media else value for name, value in axes.items()}
 
 
 class Cleaner:
@@ -63,9 +69,24 @@ def spec_at(base: GenerationSpec, settings: Settings, i: int, count: int) -> Gen
         place = f"Point {i + 1} of {count}"
         for name, value in settings.items():
             if (alone := _refusal(base, {name: value})) is not None and alone.problem == error.problem:
-                raise placed(error, f"{place}, axis {name!r}, value {shorten(value, 80)}") from None
+                remedy = _remedy(name, value, settings) or error.remedy
+                problem = f"{place}, axis {name!r}, value {shorten(value, 80)}: {error.problem}"
+                raise WanlabError(problem, choices=error.choices, remedy=remedy) from None
         listed = ", ".join(f"{name}={shorten(value, 40)}" for name, value in settings.items())
-        raise placed(error, f"{place} ({listed})") from None
+        remedy = next(filter(None, (_remedy(name, value, settings) for name, value in settings.items())), error.remedy)
+        raise WanlabError(f"{place} ({listed}): {error.problem}", choices=error.choices, remedy=remedy) from None
+
+
+def _remedy(name: str, value: Any, settings: Settings) -> str:
+    """What to do about a mistake that only grids have; empty for others."""
+    part, _, option = name.partition(".")
+    if option and part in settings:
+        return f"Options belong to one method: add a grid for each, grid(base, {part}=..., {part}__{option}=[...])."
+    leaf = PARTS[LEAVES[name]].model_fields[name] if name in LEAVES else None
+    is_several = leaf is not None and any(get_origin(a) is tuple for a in (leaf.annotation, *get_args(leaf.annotation)))
+    if is_several and isinstance(value, int | float):
+        return f"A value of {name} is itself a list: give {name}=[[...], [...]]."
+    return ""
 
 
 def _refusal(base: GenerationSpec, settings: Settings) -> WanlabError | None:
