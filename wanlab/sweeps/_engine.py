@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -30,7 +31,9 @@ from wanlab.sweeps._outputs import MOST_PRINTED, Log, Outputs
 NAME = "wanlab"
 GRACE = 5.0  # seconds that an interrupted cell has to end
 _LOOK = 0.1  # seconds between looks at what may stop a cell
+_TELL = 1.0  # seconds
 _START = 60.0  # seconds that a kernel has to start
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _quiet = logging.getLogger(f"{__name__}.client")  # what nbclient says about dead kernels is in the record
 _quiet.addHandler(logging.NullHandler())
 _quiet.propagate = False
@@ -60,6 +63,8 @@ class Session:
     timeout: float | None = None
     """Seconds a cell; None: any."""
     is_cancelled: Callable[[], bool] = lambda: False
+    tell: Callable[[int, int, str], None] = lambda cell, num_cells, text: None
+    """Called at most once a second while a cell runs: which code cell, of how many, the line printed last."""
     grace: float = GRACE
     node: Any = None
     """The executed notebook, from its first cell on."""
@@ -144,18 +149,23 @@ class Client(PapermillNotebookClient):
 
     async def _run_cell(self, cell: Any, index: int) -> None:
         others = asyncio.all_tasks()
-        asyncio.ensure_future(self._watch(time.monotonic()))
+        watcher = asyncio.ensure_future(self._watch(time.monotonic(), index))
         try:
             await self.async_execute_cell(cell, index)
         finally:
-            left = asyncio.all_tasks() - others  # the watcher, and what nbclient leaves when a kernel dies
+            left = {watcher, *asyncio.all_tasks()} - others  # what nbclient leaves when a kernel dies too
             for task in left:
                 task.cancel()
             await asyncio.gather(*left, return_exceptions=True)
 
-    async def _watch(self, began: float) -> None:
-        """Look what may stop the cell, and stop it."""
+    async def _watch(self, began: float, index: int) -> None:
+        """Tell how far it is, look what may stop the cell, and stop it."""
+        codes = [i for i, cell in enumerate(self.nb.cells) if cell.cell_type == "code"]
+        told = -_TELL
         while True:
+            if time.monotonic() - told >= _TELL:
+                self.session.tell(codes.index(index) if index in codes else 0, len(codes), self.session.outputs.line)
+                told = time.monotonic()
             await asyncio.sleep(_LOOK)
             stop = self.session.why_stop(began)
             if stop is None:
@@ -193,7 +203,9 @@ class Client(PapermillNotebookClient):
         self.session.stop = stop
         cell = self.nb.cells[index]
         cell.outputs = [out for out in cell.get("outputs", []) if out.output_type != "error"]
-        cell.outputs.append(nbformat.v4.new_output("error", ename=stop.type, evalue=stop.message, traceback=[stop.message]))
+        cell.outputs.append(
+            nbformat.v4.new_output("error", ename=stop.type, evalue=stop.message, traceback=[stop.message])
+        )
         self.nb_man.cell_exception(cell, cell_index=index)
 
     async def _ended(self) -> None:
@@ -257,5 +269,6 @@ def execute(notebook: Any, parameters: Mapping[str, Any], kernel: str, session: 
         if session.stop is not None:
             return session.stop
         kind = "oom" if "OutOfMemoryError" in error.ename else "failed"
-        return Stop(kind, error.ename, error.evalue, "\n".join(error.traceback))
+        trace = _COLOURS.sub("", "\n".join(error.traceback))
+        return Stop(kind, error.ename, error.evalue or f"in cell [{error.exec_count}]", trace)
     return None

@@ -42,7 +42,9 @@ class Experiment:
 
     def plan(self) -> runs.SweepFile:
         """What sweep.json says."""
-        base = {name: str(value) if isinstance(value, Code) else value for name, value in self.notebook.parameters.items()}
+        base = {
+            name: str(value) if isinstance(value, Code) else value for name, value in self.notebook.parameters.items()
+        }
         return runs.SweepFile(
             kind="notebook", title=self.title, base=base, names=self.names, points=self.points, created=runs.now()
         )
@@ -82,7 +84,9 @@ def read_experiment(path: str | Path, changes: Mapping[str, Any] | None = None) 
     for name, value in (pair for point in settings for pair in point.items()):
         notebook.value(name, value)
     settings = _changed(settings, {name: notebook.value(name, value) for name, value in (changes or {}).items()})
-    return Experiment(notebook, _points(notebook, settings), tuple(dict.fromkeys(n for point in settings for n in point)))
+    return Experiment(
+        notebook, _points(notebook, settings), tuple(dict.fromkeys(n for point in settings for n in point))
+    )
 
 
 def _changed(settings: list[dict[str, Any]], changes: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -192,15 +196,18 @@ def run_points(experiment: Experiment, out: Path, options: PointOptions, executo
     runs.clear_cancel(out)
     runs.write_sweep(out, experiment.plan())
     _forget_refusal(out)
-    source = out / f"source-{notebook.digest}.ipynb"  # the points that are to come run what was planned, not what is saved meanwhile
+    source = out / f"source-{notebook.digest}.ipynb"  # what was planned, whatever is saved meanwhile
     atomic_write(source, notebook.text())
-    for point in experiment.points:
-        if runs.is_cancelled(out):
-            break
-        try:
-            run_point(out, source, point, options)
-        except runs.GaveUp as error:
-            _log.warning("%s", error)
+    try:
+        for point in experiment.points:
+            if runs.is_cancelled(out):
+                break
+            try:
+                run_point(out, source, point, options)
+            except runs.GaveUp as error:
+                _log.warning("%s", error)
+    finally:
+        runs.end_working(out)
     return runs.results(out)
 
 

@@ -192,5 +192,6 @@ def _kernel(node: Any, path: Path) -> str:
     except (NoSuchKernel, ValueError):
         remedy = "Choose another kernel in JupyterLab and save, or install this one"
         installed = sorted(manager.find_kernel_specs())
-        raise WanlabError(f"{path.name} asks for the kernel {name!r}, which is not installed", choices=installed, remedy=remedy) from None
+        problem = f"{path.name} asks for the kernel {name!r}, which is not installed"
+        raise WanlabError(problem, choices=installed, remedy=remedy) from None
     return name

@@ -93,6 +93,8 @@ class Outputs:
     def __init__(self, log: Log) -> None:
         self.log = log
         self.printed = 0
+        self.line = ""
+        """The last line that was printed."""
         self._texts: dict[str, Text] = {}
         self._displays = 0
 
@@ -121,6 +123,8 @@ class Outputs:
         text = self._texts.setdefault(out.name, Text())
         self.printed += text.add(out.text)
         self.log.write(out.text)
+        lines = _OVERWRITTEN.sub("", out.text[-_LINE:]).split("\n")
+        self.line = next((line for line in map(str.strip, reversed(lines)) if line), self.line)[:200]
         if new:
             out.text = str(text)
             return out

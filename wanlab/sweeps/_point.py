@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -77,7 +78,7 @@ def _files(folder: Path) -> list[str]:
 
 
 def _in_thread(work: Callable[[], None], interrupted: threading.Event) -> None:
-    """Do `work` in a thread, as this one may have an event loop; Ctrl-C sets `interrupted` and does not end the wait."""
+    """Do `work` in a thread, as this one may have an event loop; Ctrl-C sets `interrupted` and the wait goes on."""
     raised: list[BaseException] = []
 
     def run() -> None:
@@ -113,7 +114,7 @@ class _Work:
         self._options, self._interrupted = options, interrupted
         self._session: Any = None
         self._stop: Any = None
-        self._seconds = 0.0
+        self._began, self._seconds = runs.now(), 0.0
 
     def __call__(self) -> None:
         """Execute the notebook."""
@@ -130,11 +131,19 @@ class _Work:
                 self._source.path.name,
                 self._options.timeout,
                 lambda: self._interrupted.is_set() or runs.is_cancelled(self._out),
+                self._tell,
             )
             self._stop = execute(self._source.node, self._point.settings, self._source.kernel, self._session)
         finally:
             log.close()
         self._seconds = time.monotonic() - began
+
+    def _tell(self, cell: int, num_cells: int, text: str) -> None:
+        """Say what this process does; not being able to is no reason to end."""
+        words = f"{self._point.folder}: {text}" if text else self._point.folder
+        now = runs.Working(started=self._began, current=_utf8(words), step=cell, num_steps=num_cells)
+        with contextlib.suppress(WanlabError):
+            runs.write_working(self._out, now)
 
     def write(self, record: runs.RunRecord) -> runs.RunRecord:
         """Write the record, the notebook and what was logged."""
