@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from wanlab.registry import lazy
 
 if TYPE_CHECKING:
-    from wanlab.sweeps._experiment import Experiment, read_experiment, run_experiment
+    from wanlab.sweeps._experiment import Experiment, default_out, read_experiment, refuse, run_experiment, run_points
     from wanlab.sweeps._grid import Grid, grid, zip_
     from wanlab.sweeps._log import log
     from wanlab.sweeps._point import PointOptions, run_point
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Experiment": "_experiment",
+    "default_out": "_experiment",
     "read_experiment": "_experiment",
+    "refuse": "_experiment",
+    "run_points": "_experiment",
     "run_experiment": "_experiment",
     "log": "_log",
     "PointOptions": "_point",
@@ -41,12 +44,15 @@ __all__ = [
     "PointOptions",
     "Preview",
     "Zip",
+    "default_out",
     "expand",
     "grid",
     "log",
     "read_experiment",
+    "refuse",
     "run_experiment",
     "run_point",
+    "run_points",
     "seeds",
     "zip_",
 ]

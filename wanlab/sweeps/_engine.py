@@ -32,6 +32,7 @@ NAME = "wanlab"
 GRACE = 5.0  # seconds that an interrupted cell has to end
 _LOOK = 0.1  # seconds between looks at what may stop a cell
 _TELL = 1.0  # seconds
+_FLOOD = "TooMuchOutput"
 _START = 60.0  # seconds that a kernel has to start
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _quiet = logging.getLogger(f"{__name__}.client")  # what nbclient says about dead kernels is in the record
@@ -65,7 +66,7 @@ class Session:
     is_cancelled: Callable[[], bool] = lambda: False
     tell: Callable[[int, int, str], None] = lambda cell, num_cells, text: None
     """Called at most once a second while a cell runs: which code cell, of how many, the line printed last."""
-    grace: float = GRACE
+    grace: float = field(default_factory=lambda: GRACE)
     node: Any = None
     """The executed notebook, from its first cell on."""
     stop: Stop | None = None
@@ -81,7 +82,7 @@ class Session:
         if self.timeout is not None and time.monotonic() - began > self.timeout:
             return Stop("failed", "CellTimeout", f"A cell took more than {self.timeout:g} s.")
         if self.outputs.printed > MOST_PRINTED or self.log.size() > 2 * MOST_PRINTED:
-            return Stop("failed", "TooMuchOutput", f"More than {MOST_PRINTED >> 20} MB were printed.")
+            return Stop("failed", _FLOOD, f"More than {MOST_PRINTED >> 20} MB were printed.")
         return None
 
 
@@ -173,7 +174,8 @@ class Client(PapermillNotebookClient):
             self.session.stop = stop
             with contextlib.suppress(RuntimeError, OSError):
                 await self.km.interrupt_kernel()
-            await asyncio.sleep(self.session.grace)  # the end of the cell ends this wait
+            grace = 0.5 if stop.type == _FLOOD else self.session.grace  # messages pile up meanwhile
+            await asyncio.sleep(grace)  # the end of the cell ends this wait
             self._kill()
             if self.task_poll_for_reply is not None:
                 self.task_poll_for_reply.cancel()
