@@ -132,7 +132,7 @@ def test_values_are_plain_json(tmp_path: Path) -> None:
     values = [(1, 2), np.float32(0.5), np.int64(3), tmp_path, None, {"a": (1,)}]
     assert [source.value("x", v) for v in values] == [[1, 2], 0.5, 3, str(tmp_path), None, {"a": [1]}]
     for value in (float("nan"), b"a", {1}, object(), {1: 2}):
-        with pytest.raises(WanlabError, match="^x"):
+        with pytest.raises(WanlabError, match=r"^x"):
             source.value("x", value)
     assert source.parameters == {"x": 1, "y": "x + 1"}
 
@@ -181,7 +181,7 @@ def test_notebooks_that_cannot_run(tmp_path: Path, what: str, message: str) -> N
 
 
 def test_places_and_points_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(WanlabError, match="no experiment: it has no run.ipynb"):
+    with pytest.raises(WanlabError, match="is no experiment"):
         run_experiment(tmp_path)
     with pytest.raises(WanlabError, match="no notebook"):
         run_experiment(tmp_path / "other.ipynb")
@@ -212,8 +212,8 @@ def test_log_outside_of_a_run_only_shows(tmp_path: Path, monkeypatch: pytest.Mon
 def test_log_stores_whole_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setenv("WANLAB_RUN", str(tmp_path))
     log(a=1, video=make())
-    for value, message in {float("nan"): "a = nan", np.inf: "a = inf", b"1": "cannot be stored"}.items():
-        with pytest.raises(WanlabError, match=f"^Metric a.*{message}|^Metric a = .*{message}"):
+    for value, message in {float("nan"): "a = nan", np.inf: "a = inf", b"1": "a = b'1' cannot be stored"}.items():
+        with pytest.raises(WanlabError, match=f"^Metric {message}"):
             log(b=2, a=value)
     with pytest.raises(WanlabError, match=r"Metric frames is an array of shape \(2, 3, 4\)"):
         log(frames=np.zeros((2, 3, 4)))
@@ -269,7 +269,7 @@ def test_an_executed_notebook_stays_below_5_mb(tmp_path: Path) -> None:
         "text/html of 2,100,002 bytes, text/plain of 8 bytes]"
     }
     many = notebook("1")
-    many.cells[2].outputs = [output("stream", text="line\n") for _ in range(60_000)]
+    many.cells[2].outputs = [output("stream", text="line of text\n" * 70) for _ in range(6_000)]
     assert len(shrink(many, [])) < MOST_BYTES
     assert (tmp_path / "log.txt").stat().st_size < 2_200_000
 
@@ -289,7 +289,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     for words, message in {
         "x=3": "No point of the grid has x = 3. Choices: 1, 2",
         "y=3": "Unknown parameter",
-        "--timeout=-1": "--timeout",
+        "--timeout=-1": "timeout = -1",
     }.items():
         assert main(["sweep", "q", words]) == 2
         assert message in capsys.readouterr().err

@@ -120,8 +120,6 @@ def _task(path: Path, out: Path, changes: Mapping[str, Any], arguments: Any) -> 
         )
     from wanlab.sweeps import PointOptions, read_experiment, run_points
 
-    if arguments.timeout < 0:
-        raise WanlabError(f"--timeout is {arguments.timeout:g}", remedy="Give seconds, or 0 for no limit")
     experiment = read_experiment(path, changes)
     options = PointOptions(Path(), arguments.timeout or None, stale, arguments.max_attempts)
     lines = [

@@ -230,6 +230,11 @@ class Client(PapermillNotebookClient):
             outs.append(kept)
         return kept
 
+    def _update_display_id(self, display_id: str, msg: dict[str, Any]) -> None:
+        """nbclient's; an output that was left out stays so."""
+        with contextlib.suppress(IndexError):
+            super()._update_display_id(display_id, msg)
+
     def clear_output(self, outs: list[Any], msg: dict[str, Any], cell_index: int) -> None:
         """nbclient's, and the cell's text starts anew."""
         super().clear_output(outs, msg, cell_index)

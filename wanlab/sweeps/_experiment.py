@@ -156,8 +156,6 @@ def run_experiment(  # noqa: PLR0913 - each is a word of the command line too
     Ctrl-C and `runs.request_cancel(out)` end the running cell at once. Raises WanlabError before anything runs for a
     notebook, a name or a value that cannot be.
     """
-    if timeout is not None and not timeout > 0:
-        raise WanlabError(f"timeout = {shorten(timeout)}", remedy="Give seconds, or None for no limit")
     options = PointOptions(Path(), timeout, stale, max_attempts)
     if isinstance(path, str | Path):
         experiment = read_experiment(path).selected(points)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wanlab import runs
+from wanlab import notebook, runs
 from wanlab.errors import WanlabError, shorten
 from wanlab.files import atomic_write, read_json
 from wanlab.spec.part import plain
@@ -27,8 +28,8 @@ def log(**metrics: Any) -> None:
     """Put metrics into the run of this notebook, and show them: wanlab.log(psnr=31.2, forwards=40).
 
     Numbers, text, true and false, lists and dicts of them; numpy and torch scalars become numbers. A later call adds to
-    an earlier one and replaces equal names. A Result is saved into the run folder, `wanlab.log(clip=result)` as
-    clip.mp4 (clip.png if it is one frame), and the metric is the file's name. Outside of an experiment metrics are only
+    an earlier one and replaces equal names. A Result is saved into the run folder, `wanlab.log(video=result)` as
+    video.mp4 (`image=` a single frame as image.png: what tables show of a run), and the metric is the file's name. Outside of an experiment metrics are only
     shown. Raises WanlabError, naming the metric, for NaN, infinities and what JSON cannot say; nothing is stored then.
     """
     if not metrics:
@@ -62,7 +63,7 @@ def logged(folder: Path) -> Logged:
 
 def _value(name: str, value: Any) -> Any:
     try:
-        return plain(value, name)
+        return json.loads(json.dumps(plain(value, name)))  # numpy's own floats become Python's
     except WanlabError as error:
         if getattr(value, "ndim", 0):  # an array's own message is about media
             shape = tuple(value.shape)
@@ -93,9 +94,12 @@ def _store(path: Path, values: dict[str, Any], files: list[str]) -> None:
 
 def _show(values: dict[str, Any]) -> None:
     """One output that says it to people and to programs; plain text outside of a notebook."""
+    text = "  ".join(f"{name}={_short(value)}" for name, value in values.items())
+    if notebook.shell() is None:
+        sys.stdout.write(f"{text}\n")
+        return
     from IPython.display import display
 
-    text = "  ".join(f"{name}={_short(value)}" for name, value in values.items())
     display({MIME: {"schema": 1, "metrics": values}, "text/plain": text}, raw=True)
 
 

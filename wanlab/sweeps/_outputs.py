@@ -11,6 +11,7 @@ CELL_TEXT = 200_000  # characters of one stream of one cell, half from its start
 MOST_PRINTED = 32 << 20  # characters that all cells of a point may print
 MOST_BYTES = 5_000_000  # of an executed notebook
 _TARGET = 4_800_000  # bytes it is shrunk to: banners and metadata come on top
+MOST_OUTPUTS = 1000  # of a cell
 _DISPLAYS = 16 << 20  # bytes of displays that are held until the end, where the largest are left out
 _LOG_HEAD, _LOG_TAIL = 2_000_000, 100_000  # characters
 _LINE = 20_000  # characters of a line of a traceback
@@ -103,9 +104,11 @@ class Outputs:
         self._texts = {}
 
     def take(self, out: Any, outs: list[Any]) -> Any | None:
-        """What is to be appended to a cell's outputs for `out`; None if an earlier output has it now."""
+        """What is to be appended to a cell's outputs for `out`; None if an earlier output has it now, or 1000 are there."""
         if out.output_type == "stream":
             return self._stream(out, outs)
+        if len(outs) >= MOST_OUTPUTS and out.output_type != "error":
+            return None
         if out.output_type == "error":
             out.evalue = _short(out.evalue, _LINE)
             out.traceback = [_short(line, _LINE) for line in out.traceback[-100:]]
@@ -161,7 +164,7 @@ def shrink(node: Any, files: list[str]) -> bytes:
     """
     import nbformat
 
-    text = nbformat.writes(node)
+    text = nbformat.v4.writes(node)
     if len(text.encode()) <= _TARGET:
         return text.encode()
     outs = [out for cell in node.cells for out in cell.get("outputs", [])]
@@ -178,12 +181,12 @@ def shrink(node: Any, files: list[str]) -> bytes:
         else:
             leave_out(out, why)
         excess -= before - weight(out)
-    data: bytes = nbformat.writes(node).encode()
+    data: bytes = nbformat.v4.writes(node).encode()
     if len(data) >= MOST_BYTES:  # thousands of small outputs
         for cell in node.cells:
             if cell.get("outputs"):
                 note = nbformat.v4.new_output("stream", text=f"[{len(cell.outputs)} outputs left out, as {why}]\n")
                 cell.outputs = [out for out in cell.outputs if out.output_type == "error"][:1] or [note]
-        data = nbformat.writes(node).encode()
+        data = nbformat.v4.writes(node).encode()
     assert len(data) < MOST_BYTES, "the source is checked to be below 4 MB"
     return data

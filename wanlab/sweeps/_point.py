@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from wanlab import runs
-from wanlab.errors import WanlabError
+from wanlab.errors import WanlabError, shorten, unknown
 from wanlab.sweeps._log import LOGGED, RUN_VARIABLE, logged
 from wanlab.sweeps._notebook import Notebook, read_notebook
 
 NOTEBOOK, FAILED, LOG = "notebook.ipynb", "failed.ipynb", "log.txt"
+_STALE = ("keep", "rerun")
 _TAIL = 4000  # characters of a traceback that are kept
 
 
@@ -29,6 +30,14 @@ class PointOptions:
     """Seconds a cell; None: any."""
     stale: Literal["keep", "rerun"] = "keep"
     max_attempts: int = 3
+
+    def __post_init__(self) -> None:
+        if self.timeout is not None and not self.timeout > 0:
+            raise WanlabError(f"timeout = {shorten(self.timeout)}", remedy="Give seconds, or None for no limit")
+        if self.stale not in _STALE:
+            raise unknown("stale", self.stale, _STALE)
+        if not isinstance(self.max_attempts, int) or self.max_attempts < 1:
+            raise WanlabError(f"max_attempts = {shorten(self.max_attempts)}", remedy="Give a whole number from 1 on")
 
 
 def run_point(out: Path, notebook: Path, point: runs.Point, options: PointOptions) -> runs.RunRecord | None:
