@@ -1,4 +1,4 @@
-"""Notebooks that fail, die, hang, flood and are killed: a named failure each, nothing left over, and the rest goes on."""
+"""Notebooks that fail, die, hang and flood: a named failure each, nothing is left over, and the rest goes on."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def test_a_driver_that_is_ended_leaves_nothing_running(tmp_path: Path, how: sign
     """The kernel ends too, the record says what happened, and the next call runs what is missing, each point once."""
     cell = (
         "import os, time\nopen('ran.txt', 'a').write(f'{x}\\n')\nfirst = not os.path.exists('pid.txt')\n"
-        "if x == 2 and first:\n    open('pid.part', 'w').write(str(os.getpid()))\n    os.rename('pid.part', 'pid.txt')\n"
+        "if x == 2 and first:\n    open('part', 'w').write(str(os.getpid()))\n    os.rename('part', 'pid.txt')\n"
         "    time.sleep(1000)"
     )
     path, out = experiment(tmp_path / "q", cell, grid={"x": [1, 2, 3]}), tmp_path / "out"

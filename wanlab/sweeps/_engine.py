@@ -142,7 +142,7 @@ class Client(PapermillNotebookClient):
                     self._fail(index, self.session.stop)
                 return
             except DeadKernelError:
-                self._fail(index, self.session.stop or await self._death(index))
+                self._fail(index, self.session.stop or self._death())
             finally:
                 self.nb_man.cell_complete(cell, cell_index=index)
             if self.session.stop is not None:
@@ -187,7 +187,7 @@ class Client(PapermillNotebookClient):
             with contextlib.suppress(OSError):
                 os.killpg(self._group, signal.SIGKILL)
 
-    async def _death(self, index: int) -> Stop:
+    def _death(self) -> Stop:
         """How the kernel died, in words."""
         process = getattr(getattr(self.km, "provisioner", None), "process", None)
         code = None if process is None else process.poll()
@@ -197,8 +197,7 @@ class Client(PapermillNotebookClient):
             hint = ", maybe because memory ran out" if name == "SIGKILL" else ""
         else:
             how, hint = "ended" if code is None else f"ended with status {code}", ""
-        where = self.nb.cells[index].get("execution_count") or index + 1
-        return Stop("crashed", "KernelDied", f"The kernel {how} in cell [{where}]{hint}.")
+        return Stop("crashed", "KernelDied", f"The kernel {how} in cell [{self.code_cells_executed}]{hint}.")
 
     def _fail(self, index: int, stop: Stop) -> None:
         """Mark a cell as the one where the point ended."""

@@ -28,9 +28,10 @@ def log(**metrics: Any) -> None:
     """Put metrics into the run of this notebook, and show them: wanlab.log(psnr=31.2, forwards=40).
 
     Numbers, text, true and false, lists and dicts of them; numpy and torch scalars become numbers. A later call adds to
-    an earlier one and replaces equal names. A Result is saved into the run folder, `wanlab.log(video=result)` as
-    video.mp4 (`image=` a single frame as image.png: what tables show of a run), and the metric is the file's name. Outside of an experiment metrics are only
-    shown. Raises WanlabError, naming the metric, for NaN, infinities and what JSON cannot say; nothing is stored then.
+    an earlier one and replaces equal names. A Result is saved into the run folder, and the metric is its file's name:
+    `wanlab.log(video=result)` as video.mp4, or `image=` a single frame as image.png, which tables show of the run.
+    Outside of an experiment metrics are only shown. Raises WanlabError, naming the metric, for NaN, infinities and what
+    JSON cannot say; nothing is stored then.
     """
     if not metrics:
         raise WanlabError("log got no metrics", remedy="Name them: wanlab.log(psnr=31.2)")

@@ -104,7 +104,7 @@ class Outputs:
         self._texts = {}
 
     def take(self, out: Any, outs: list[Any]) -> Any | None:
-        """What is to be appended to a cell's outputs for `out`; None if an earlier output has it now, or 1000 are there."""
+        """What is to be appended to a cell's outputs for `out`; None if an earlier one has it now or 1000 are there."""
         if out.output_type == "stream":
             return self._stream(out, outs)
         if len(outs) >= MOST_OUTPUTS and out.output_type != "error":

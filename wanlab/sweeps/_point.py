@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -47,6 +48,13 @@ def run_point(out: Path, notebook: Path, point: runs.Point, options: PointOption
     that run. A cancelled sweep and Ctrl-C end the running cell at once; the latter is raised when that is written.
     Raises GaveUp for a point that crashed `max_attempts` times, WanlabError for a folder that cannot be written.
     """
+    with _Interrupt() as interrupt:
+        return _run_point(out, notebook, point, options, interrupt)
+
+
+def _run_point(
+    out: Path, notebook: Path, point: runs.Point, options: PointOptions, interrupt: _Interrupt
+) -> runs.RunRecord | None:
     folder = out / point.folder
     left = _files(folder)
     source = read_notebook(notebook)
@@ -61,21 +69,14 @@ def run_point(out: Path, notebook: Path, point: runs.Point, options: PointOption
     record = runs.claim(folder, record, options.max_attempts, options.stale)
     if record is None:
         return None
-    interrupted = threading.Event()
     try:
         for name in (*left, LOGGED):
             (folder / name).unlink(missing_ok=True)
-        work = _Work(out, folder, source, point, options, interrupted)
-        _in_thread(work, interrupted)
-        record = work.write(record)
+        work = _Work(out, folder, source, point, options, interrupt)
+        _in_thread(work)
+        return work.write(record)
     except Exception as error:  # noqa: BLE001 - of whatever kind, it is this run's failure, and the next one goes on
-        record = runs.fail(folder, record, error)
-    except KeyboardInterrupt as error:  # before the kernel ran or after it ended
-        runs.fail(folder, record, error, "cancelled")
-        raise
-    if interrupted.is_set():
-        raise KeyboardInterrupt
-    return record
+        return runs.fail(folder, record, error)
 
 
 def _files(folder: Path) -> list[str]:
@@ -86,8 +87,32 @@ def _files(folder: Path) -> list[str]:
         return []
 
 
-def _in_thread(work: Callable[[], None], interrupted: threading.Event) -> None:
-    """Do `work` in a thread, as this one may have an event loop; Ctrl-C sets `interrupted` and the wait goes on."""
+class _Interrupt:
+    """Ctrl-C is noted while the body runs, and raised after it: it never falls between a cell and its record."""
+
+    def __init__(self) -> None:
+        self.has_come = False
+        self._previous: Any = None
+
+    def __enter__(self) -> _Interrupt:
+        handler = signal.getsignal(signal.SIGINT)
+        if callable(handler) and threading.current_thread() is threading.main_thread():
+            self._previous = handler
+            signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def _note(self, *_: object) -> None:
+        self.has_come = True
+
+    def __exit__(self, *_: object) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+        if self.has_come:
+            raise KeyboardInterrupt
+
+
+def _in_thread(work: Callable[[], None]) -> None:
+    """Do `work` in a thread of its own, as this one may have an event loop, and raise what it raises."""
     raised: list[BaseException] = []
 
     def run() -> None:
@@ -98,11 +123,7 @@ def _in_thread(work: Callable[[], None], interrupted: threading.Event) -> None:
 
     thread = threading.Thread(target=run, name="wanlab-notebook", daemon=True)
     thread.start()
-    while thread.is_alive():
-        try:
-            thread.join(0.5)
-        except KeyboardInterrupt:
-            interrupted.set()
+    thread.join()
     if raised:
         raise raised[0]
 
@@ -117,10 +138,10 @@ class _Work:
         source: Notebook,
         point: runs.Point,
         options: PointOptions,
-        interrupted: threading.Event,
+        interrupt: _Interrupt,
     ) -> None:
         self._out, self._folder, self._source, self._point = out, folder, source, point
-        self._options, self._interrupted = options, interrupted
+        self._options, self._interrupt = options, interrupt
         self._session: Any = None
         self._stop: Any = None
         self._began, self._seconds = runs.now(), 0.0
@@ -139,7 +160,7 @@ class _Work:
                 self._options.cwd,
                 self._source.path.name,
                 self._options.timeout,
-                lambda: self._interrupted.is_set() or runs.is_cancelled(self._out),
+                lambda: self._interrupt.has_come or runs.is_cancelled(self._out),
                 self._tell,
             )
             self._stop = execute(self._source.node, self._point.settings, self._source.kernel, self._session)
