@@ -124,7 +124,7 @@ def test_mp4_and_folder_restore_the_spec(clip: Any, tmp_path: Path) -> None:
     assert torch.equal(opened.latents, clip.latents)
     assert opened.seconds == clip.seconds
     assert opened.versions == clip.versions
-    assert json.loads((folder / "run.json").read_text())["schema"] == 1
+    assert json.loads((folder / "run.json").read_text())["schema"] == 2
 
 
 def test_prompts_survive_and_can_be_left_out(model: Any, clip: Any, tmp_path: Path) -> None:

@@ -95,8 +95,8 @@ def test_files_that_are_no_state_are_refused(tmp_path):
     save_file({"latents": torch.zeros(1)}, path, metadata={"wanlab sampler state": "1"})
     with pytest.raises(WanlabError, match="index"):
         load_state(path)
-    save_file({"latents": torch.zeros(1)}, path, metadata={"wanlab sampler state": "3"})
-    with pytest.raises(WanlabError, match="schema 1 or 2"):
+    save_file({"latents": torch.zeros(1)}, path, metadata={"wanlab sampler state": "4"})
+    with pytest.raises(WanlabError, match="schema 1, 2 or 3"):
         load_state(path)
     save_state(start("euler"), path)
     path.write_bytes(path.read_bytes()[:-5])

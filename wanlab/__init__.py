@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from wanlab.jobs import submit as submit
     from wanlab.models import load as load
     from wanlab.pipeline import generate as generate
+    from wanlab.reports import report as report
     from wanlab.result import Result as Result
     from wanlab.result import open_result as open_result
     from wanlab.runs import results as results
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from wanlab.spec import GenerationSpec as GenerationSpec
     from wanlab.stages import decode as decode
     from wanlab.stages import denoise as denoise
+    from wanlab.stages import denoise_to as denoise_to
     from wanlab.stages import encode_conditions as encode_conditions
     from wanlab.stages import encode_text as encode_text
     from wanlab.stages import post as post
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from wanlab.sweeps import grid as grid
     from wanlab.sweeps import log as log
     from wanlab.sweeps import run_experiment as run_experiment
+    from wanlab.sweeps import run_sweep as run_sweep
     from wanlab.sweeps import seeds as seeds
     from wanlab.sweeps import zip_ as zip_
     from wanlab.widgets import compare as compare
@@ -49,6 +52,7 @@ _HOMES = {  # public name -> the module of this package that it lives in
     "submit": "jobs",
     "load": "models",
     "generate": "pipeline",
+    "report": "reports",
     "Result": "result",
     "open_result": "result",
     "results": "runs",
@@ -56,6 +60,7 @@ _HOMES = {  # public name -> the module of this package that it lives in
     "GenerationSpec": "spec",
     "decode": "stages",
     "denoise": "stages",
+    "denoise_to": "stages",
     "encode_conditions": "stages",
     "encode_text": "stages",
     "post": "stages",
@@ -64,6 +69,7 @@ _HOMES = {  # public name -> the module of this package that it lives in
     "grid": "sweeps",
     "log": "sweeps",
     "run_experiment": "sweeps",
+    "run_sweep": "sweeps",
     "seeds": "sweeps",
     "zip_": "sweeps",
     "compare": "widgets",

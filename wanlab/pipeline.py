@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -90,11 +90,20 @@ def run(model: Any, spec: GenerationSpec, watch: Watch) -> Result:
             media = stages.post(spec, media, watch.part)
         latents = latents.to("cpu", torch.float32)
     ran |= {"text_tokens": model.count_tokens(spec), "attachments": attachments}
-    record = _record(model, spec, started, gauge, {"spec": resolved.to_dict(), "ran": ran})
+    record = record_of(model, spec, {"spec": resolved.to_dict(), "ran": ran}, gauge, started)
     return Result(media.frames, latents, spec, record, media.fps, audio=media.audio)
 
 
-def _record(model: Any, spec: GenerationSpec, started: str, gauge: Gauge, what: dict[str, Any]) -> runs.RunRecord:
+class Measured(Protocol):
+    """What a generation took."""
+
+    seconds: dict[str, float]
+    peak_bytes: int
+
+
+def record_of(
+    model: Any, spec: GenerationSpec, what: dict[str, Any], measured: Measured, started: str
+) -> runs.RunRecord:
     """What run.json will hold of a generation that has just ended well; `what` is its resolved spec and what ran."""
     return runs.RunRecord(
         id=runs.run_id(spec.id, model.fingerprint),
@@ -103,8 +112,8 @@ def _record(model: Any, spec: GenerationSpec, started: str, gauge: Gauge, what: 
         resolved=what,
         seeds=[spec.sampling.seed],
         fingerprint=model.fingerprint,
-        timings=gauge.seconds,
-        peak_bytes=gauge.peak_bytes,
+        timings=measured.seconds,
+        peak_bytes=measured.peak_bytes,
         env=runs.environment(),
         started=started,
         ended=runs.now(),

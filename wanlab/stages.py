@@ -12,7 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from wanlab import attention, caches
-from wanlab.errors import shorten
+from wanlab.errors import WanlabError, shorten
 from wanlab.guidance import predict
 from wanlab.models.base import Check
 from wanlab.registry import GUIDANCE, SAMPLERS
@@ -56,10 +56,11 @@ def denoise(
 ) -> Tensor:
     """Run the sampler; the spec's attention, cache and compile are attached for its duration only.
 
-    `latents`: pure noise (B, C, T, H, W) of any batch, text of batch 1 is shared; or a saved `SamplerState` to go
-    on from, where a cache begins empty: whatever it plans, the first step computes; None draws the noise of the spec's
-    seed. Returns the clean latents (B, C, T, H, W), float32 on the model's device. Raises WanlabError for conditions
-    and latents of another spec, and naming the step when a prediction is not finite.
+    `latents`: pure noise (B, C, T, H, W) of any batch, text of batch 1 is shared; or a `SamplerState` to go on from;
+    None draws the noise of the spec's seed. A cache goes on with what the state holds of it (`denoise_to` puts it
+    there); with nothing it begins empty: whatever it plans, the first step computes. Returns the clean latents
+    (B, C, T, H, W), float32 on the model's device. Raises WanlabError for conditions and latents of another spec, for
+    a state of another cache, and naming the step when a prediction is not finite.
     """
     return denoise_recorded(model, spec, text, conditions, latents, on_step)[0]
 
@@ -74,31 +75,84 @@ def denoise_recorded(
     on_step: OnStep | None = None,
 ) -> tuple[Tensor, dict[str, Any]]:
     """`denoise` that also returns what really ran: attention kernel, the cache's hit map, compilation."""
-    asked, spec = spec, spec.resolve(model)
+    state, ran = _run(model, spec, text, conditions, latents, on_step)
+    return model.finish(state.latents, conditions), ran
+
+
+@torch.no_grad()
+def denoise_to(  # noqa: PLR0913 - `denoise` with its end
+    model: Any,
+    spec: GenerationSpec,
+    text: TextEmbeddings,
+    conditions: Conditions,
+    stop: int,
+    latents: Tensor | SamplerState | None = None,
+    on_step: OnStep | None = None,
+) -> SamplerState:
+    """`denoise` up to before step `stop`: the state there, with all that sampler, guidance and cache remember.
+
+    `denoise` goes on from it, in this process or another one (`sampling.save_state`), to the bits of a run that was
+    not interrupted; so may other specs, from the same state: a fork. Raises WanlabError as `denoise` does, and for a
+    `stop` that the run does not reach.
+    """
+    return _run(model, spec, text, conditions, latents, on_step, stop)[0]
+
+
+def _run(  # noqa: PLR0913 - as `denoise_to`
+    model: Any,
+    asked: GenerationSpec,
+    text: TextEmbeddings,
+    conditions: Conditions,
+    latents: Tensor | SamplerState | None,
+    on_step: OnStep | None,
+    stop: int | None = None,
+) -> tuple[SamplerState, dict[str, Any]]:
+    """The state before step `stop`, and what ran."""
+    spec = asked.resolve(model)
     sampler = make_sampler(model, spec)
-    state = latents
-    if isinstance(state, SamplerState):
-        model.check_given(spec, conditions, state.latents)
-    else:
-        noise = model.initial_noise(spec) if state is None else state
-        model.check_given(spec, conditions, noise)
-        state = sampler.init(model.start(spec, conditions, noise.to(model.device, torch.float32)))
-    batch = state.latents.shape[0]
-    text = {name: {key: _share(value, batch) for key, value in part.items()} for name, part in text.items()}
-    velocity = velocity_of(model, spec, sampler, text, conditions)
+    state = begun(model, spec, sampler, conditions, latents)
+    velocity = velocity_of(model, spec, sampler, shared_text(text, state), conditions)
+    cache = caches.prepared(model, asked)
+    _recall(cache, state)
     with (
         Interrupts() as interrupts,
         held(model, spec, interrupts),
         model.lock.sampling(),
         model.unloading(spec.memory.unload),
-        attached(model, asked) as ran,
+        attached(model, asked, cache) as ran,
         interrupts.let_through(),
     ):
-        state = sample(sampler, velocity, state, on_step=_finished(model, conditions, on_step))
-    return model.finish(state.latents, conditions), ran
+        state = sample(sampler, velocity, state, stop=stop, on_step=finished(model, conditions, on_step))
+    return replace(state, cache={} if cache is None else cache.state()), ran
 
 
-def _finished(model: Any, conditions: Conditions, on_step: OnStep | None) -> OnStep | None:
+def begun(
+    model: Any, spec: GenerationSpec, sampler: Sampler, conditions: Conditions, latents: Tensor | SamplerState | None
+) -> SamplerState:
+    """The state that a run of a resolved spec begins with, on the model's device; `latents` as `denoise` takes them.
+
+    Raises WanlabError for conditions and latents of another spec.
+    """
+    if isinstance(latents, SamplerState):
+        model.check_given(spec, conditions, latents.latents)
+        return latents.to(model.device)
+    noise = model.initial_noise(spec) if latents is None else latents
+    model.check_given(spec, conditions, noise)
+    return sampler.init(model.start(spec, conditions, noise.to(model.device, torch.float32)))
+
+
+def _recall(cache: caches.Cache | None, state: SamplerState) -> None:
+    """Give the cache what the state holds of it."""
+    if cache is not None and state.cache:
+        cache.load_state(state.cache)
+    elif state.cache:
+        raise WanlabError(
+            "This state holds what a cache remembers, and the spec has none",
+            remedy="Go on with the cache it was made with, or without its memory: replace(state, cache={})",
+        )
+
+
+def finished(model: Any, conditions: Conditions, on_step: OnStep | None) -> OnStep | None:
     """`on_step` told of the clean estimate as the result would have it: with what is kept, without references."""
     if on_step is None or conditions is NO_CONDITIONS:
         return on_step
@@ -166,33 +220,66 @@ def held(
 
 
 @contextmanager
-def attached(model: Any, spec: GenerationSpec) -> Iterator[dict[str, Any]]:
-    """Attach what the spec asks for and detach it on any way out; the dict says, afterwards, what really ran.
+def attached(model: Any, spec: GenerationSpec, cache: caches.Cache | None) -> Iterator[dict[str, Any]]:
+    """Attach what the spec asks for, with the cache that executes it, and detach it on any way out.
+
+    The dict says, afterwards, what really ran.
+    """
+    ran: dict[str, Any] = {}
+    note = Note(model)
+    with ExitStack() as stack:
+        stack.enter_context(equipped(model, spec))
+        if cache is not None:
+            stack.enter_context(cache.attach(model))
+        stack.enter_context(model.on_begin(note))
+        yield ran
+        ran |= note.ran(spec, cache)
+
+
+@contextmanager
+def equipped(model: Any, spec: GenerationSpec) -> Iterator[None]:
+    """Attach the spec's attention and compilation while inside.
 
     Attention "auto" leaves in place what a surrounding `attention.using` put there.
     """
-    ran: dict[str, Any] = {}
-    kernels: set[str] = set()
-    forwards: Counter[str] = Counter()
-
-    def note(ctx: StepContext) -> None:
-        forwards[ctx.expert] += 1
-        kernels.update(getattr(site.fn, "__name__", "function") for site in model.stacks[ctx.expert].attentions())
-
     with ExitStack() as stack:
         if spec.compile.compile_mode == "blocks":
             for blocks in model.stacks.values():
                 stack.enter_context(compiling(blocks))
         if spec.attention.method != "auto":
             stack.enter_context(attention.using(model, spec.attention.method))
-        cache = stack.enter_context(caches.attach(model, spec))
-        stack.enter_context(model.on_begin(note))
-        yield ran
-        ran |= {"attention": "+".join(sorted(kernels)), "forwards": dict(forwards)}
+        yield
+
+
+class Note:
+    """What really runs: given to `model.on_begin`, it counts forwards and sees which attention is in place."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self.kernels: set[str] = set()
+        self.forwards: Counter[str] = Counter()
+
+    def copy(self) -> Note:
+        """Another one that has seen the same."""
+        found = Note(self._model)
+        found.kernels |= self.kernels
+        found.forwards.update(self.forwards)
+        return found
+
+    def __call__(self, ctx: StepContext) -> None:
+        self.forwards[ctx.expert] += 1
+        sites = self._model.stacks[ctx.expert].attentions()
+        self.kernels.update(getattr(site.fn, "__name__", "function") for site in sites)
+
+    def ran(self, spec: GenerationSpec, cache: caches.Cache | None) -> dict[str, Any]:
+        """What a result records; while compilation is still in place."""
+        found: dict[str, Any] = {"attention": "+".join(sorted(self.kernels)), "forwards": dict(self.forwards)}
         if cache is not None:
-            ran["cache"] = _plain_report(cache.report())
+            found["cache"] = _plain_report(cache.report())
         if spec.compile.compile_mode == "blocks":
-            ran["uncompiled"] = sorted(name for blocks in model.stacks.values() for name in blocks.uncompiled)
+            stacks = self._model.stacks.values()
+            found["uncompiled"] = sorted(name for blocks in stacks for name in blocks.uncompiled)
+        return found
 
 
 def _plain_report(report: caches.CacheReport) -> dict[str, Any]:
@@ -229,6 +316,12 @@ def velocity_of(
 
 def _draw_step(seed: int, step: int, shape: torch.Size) -> Tensor:
     return draw(seed, "sampler", None, step, shape)
+
+
+def shared_text(text: TextEmbeddings, state: SamplerState) -> TextEmbeddings:
+    """Text of batch 1 for every sample of the state."""
+    batch = len(state.latents)
+    return {name: {key: _share(value, batch) for key, value in part.items()} for name, part in text.items()}
 
 
 def _share(tensor: Tensor, batch: int) -> Tensor:

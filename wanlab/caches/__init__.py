@@ -15,14 +15,18 @@ from typing import TYPE_CHECKING
 from wanlab.registry import lazy
 
 if TYPE_CHECKING:
-    from wanlab.caches._attach import attach, check, predict_bytes, prepared
+    from wanlab.caches._attach import attach, check, checked, lowered, predict_bytes, prepared
     from wanlab.caches._cache import Cache, CacheReport
+    from wanlab.caches._cohort import Cohort
     from wanlab.caches._run import Run
     from wanlab.caches._static import ConstantsWarning, MadeFor
 
 _HOME = {
     "attach": "_attach",
     "check": "_attach",
+    "checked": "_attach",
+    "lowered": "_attach",
+    "Cohort": "_cohort",
     "prepared": "_attach",
     "predict_bytes": "_attach",
     "Cache": "_cache",
@@ -34,11 +38,14 @@ _HOME = {
 __all__ = [
     "Cache",
     "CacheReport",
+    "Cohort",
     "ConstantsWarning",
     "MadeFor",
     "Run",
     "attach",
     "check",
+    "checked",
+    "lowered",
     "predict_bytes",
     "prepared",
 ]

@@ -29,22 +29,26 @@ def attach(model: Any, spec: GenerationSpec) -> Iterator[Cache | None]:
 
 def check(model: Any, spec: GenerationSpec) -> None:
     """Raise WanlabError if the spec's cache does not fit the run that it describes; loads no weights."""
-    _checked(model, spec)
+    checked(model, spec)
 
 
 def prepared(model: Any, spec: GenerationSpec) -> Cache | None:
     """What will execute the spec's cache: of a static method, the `Fixed` that it lowers to. None for "none"."""
-    found = _checked(model, spec)
+    found = checked(model, spec)
     if found is None:
         return None
-    cache, run = found
+    return lowered(*found)
+
+
+def lowered(cache: Cache, run: Run) -> Cache:
+    """What executes a cache that fits the run."""
     executor = cache.prepare(run)
     executor.method = cache.method
     return executor
 
 
-def _checked(model: Any, spec: GenerationSpec) -> tuple[Cache, Run] | None:
-    """The spec's cache, which fits the run that it describes."""
+def checked(model: Any, spec: GenerationSpec) -> tuple[Cache, Run] | None:
+    """The spec's cache and the run that it fits, before `Cache.prepare`; None for "none". Raises as `check` does."""
     if spec.cache.method == "none":
         return None
     spec = spec.resolve(model)
@@ -67,7 +71,7 @@ def _checked(model: Any, spec: GenerationSpec) -> tuple[Cache, Run] | None:
 
 def predict_bytes(model: Any, spec: GenerationSpec) -> int:
     """Bytes of state that the spec's cache will hold at the most in a run of one sample; 0 for "none"."""
-    found = None if spec.cache.method == "none" else _checked(model, spec)
+    found = None if spec.cache.method == "none" else checked(model, spec)
     if found is None:
         return 0
     cache, run = found

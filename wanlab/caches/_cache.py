@@ -1,79 +1,23 @@
-"""What all caches share: memory of each expert and branch, shares of work, attaching, state that saves, the report."""
+"""What all caches share: memory of each expert and branch, shares of work, attaching, siblings, state, the report."""
 
 from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
+from wanlab.caches._memory import TOGETHER, CacheReport, Key, Memory, from_bytes, pack, path_of, to_bytes, unpack
 from wanlab.caches._run import Run
-from wanlab.errors import WanlabError
+from wanlab.errors import WanlabError, shorten
 from wanlab.sites import Entry, Handle, Stack, StepContext, Streams
 from wanlab.spec import Part
 
-Key = tuple[str, str, int]
-"""(expert, branch, window): every such sequence of forwards has its own memory; window is -1 where there is none."""
-TOGETHER = "*"
-"""The branch of what all branches of an expert share: a decision that they follow."""
-
-
-@dataclass
-class Memory:
-    """What a cache knows of one expert, branch and window."""
-
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-    """What is reused or compared with, by the method's own names."""
-    numbers: dict[str, float] = field(default_factory=dict)
-    """Counters and sums."""
-    shares: dict[int, float] = field(default_factory=dict)
-    """Step -> share of the blocks' work that was done, 0 to 1."""
-    signals: dict[int, float] = field(default_factory=dict)
-    """Step -> the number that was held against the threshold, for methods that have one."""
-    skips: tuple[int, ...] | None = None
-    """Blocks that the branch left out when it last ran; None before it did."""
-
-    def forget(self) -> None:
-        """Drop what could be reused; what was done stays known."""
-        self.tensors.clear()
-        self.numbers.clear()
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of its tensors."""
-        return sum(t.nbytes for t in self.tensors.values())
-
-
-@dataclass(frozen=True, repr=False)
-class CacheReport:
-    """What a cache did in a run."""
-
-    method: str
-    hit_map: dict[str, dict[int, bool]]
-    """"expert/branch/window" -> step -> whether all of the blocks' work was done."""
-    shares: dict[str, dict[int, float]]
-    """The same -> the share of that work that was done, 0 to 1; what a signal costs beside the blocks is not in it."""
-    signals: dict[str, dict[int, float]]
-    """The same -> what was held against the threshold, for methods that have one."""
-    computed: int
-    """Forwards in which everything was computed."""
-    reused: int
-    """Forwards in which something was reused."""
-    state_bytes: int
-    """Bytes that were held at the most."""
-    ideal_speedup: float
-    """Forwards over the sum of shares: what reuse that costs nothing would give."""
-
-    def __repr__(self) -> str:
-        return (
-            f"CacheReport({self.method}, {self.reused} of {self.computed + self.reused} forwards reused something, "
-            f"ideal speed-up {self.ideal_speedup:.2f}x, holds {self.state_bytes:,} bytes)"
-        )
+V = TypeVar("V")
 
 
 class Cache(abc.ABC):
@@ -84,8 +28,14 @@ class Cache(abc.ABC):
     one that keeps single modules' outputs `around_part`, and `around_forward` around all of them, with
     `level = "part"`. All work through `memory(ctx)` and tell `did(ctx, share)` what they did. The first forward of an
     expert, branch and window has nothing to reuse.
+
+    A class that has `judged` lets runs share steps: in forwards that are `forced` it passes on what its `call` gives,
+    to which other caches may belong, and runs that differ in those options alone stay together until `agree` tells
+    that a decision differs.
     """
 
+    judged: ClassVar[frozenset[str]] = frozenset()
+    """Options that act through `agree` alone, none perhaps. A class says so of itself: it is not inherited."""
     method: str = ""
     level: str = "stack"
     """Which sites it is attached to: "stack", "forward", or "part", which is around the forward too."""
@@ -101,6 +51,10 @@ class Cache(abc.ABC):
         self._stacks: Mapping[str, Stack] = {}
         self._paused = False
         self._peak = 0
+        self.siblings: dict[Any, Any] = {}
+        """Options of other runs that were like this one so far, by names of the caller's."""
+        self.parted: set[Any] = set()
+        """Names of siblings that decided otherwise since; they are no siblings any more."""
 
     # What a method is
 
@@ -143,14 +97,18 @@ class Cache(abc.ABC):
         """The streams after the stack; `call(streams, start=..., stop=...)` runs a part of it."""
         memory = self.memory(ctx)
         self.signal(streams, ctx)
-        outputs = self.stack(ctx).outputs
         if not self.decide(ctx) and memory.tensors:
             self.did(ctx, 0.0)
-            return streams.plus({name: memory.tensors[name] for name in outputs})
+            return streams.plus({name: memory.tensors[name] for name in self.stack(ctx).outputs})
         after = call(streams)
-        memory.tensors |= {name: after.tokens[name] - streams.tokens[name] for name in outputs}
+        self.keep_residual(memory, streams, after, ctx)
         self.did(ctx, 1.0)
         return after
+
+    def keep_residual(self, memory: Memory, before: Streams, after: Streams, ctx: StepContext) -> None:
+        """Remember what the stack added."""
+        outputs = self.stack(ctx).outputs
+        memory.tensors |= {name: after.tokens[name] - before.tokens[name] for name in outputs}
 
     def around_forward(self, call: Callable[..., Tensor], latents: Tensor, ctx: StepContext, branch: Any) -> Tensor:
         """The velocity of `latents` (B, C, T, H, W)."""
@@ -164,7 +122,29 @@ class Cache(abc.ABC):
         """Of a block, the parts that `around_part` is called for."""
         return tuple(entry.parts)
 
+    def cuts(self, stack: Stack) -> tuple[int, ...]:
+        """Where `around_stack` cuts a stack; nowhere by default."""
+        return ()
+
     # What a method uses
+
+    def agree(self, rule: Callable[[Any], V]) -> V:
+        """`rule(options)` under the cache's own options; siblings that it gives another value are noted as parted.
+
+        The value is all that the options change at this forward, whether it is recorded or done.
+        """
+        value = rule(self.options)
+        apart = [name for name, options in self.siblings.items() if rule(options) != value]
+        for name in apart:
+            del self.siblings[name]
+        self.parted.update(apart)
+        return value
+
+    @property
+    def own_judged(self) -> frozenset[str]:
+        """`judged`, as far as the class says it of itself."""
+        found: frozenset[str] = vars(type(self)).get("judged", frozenset())
+        return found
 
     @property
     def ctx(self) -> StepContext:
@@ -192,33 +172,30 @@ class Cache(abc.ABC):
         if signal is not None:
             memory.signals[ctx.step] = signal
 
+    @property
+    def joins(self) -> bool:
+        """Whether the class says of itself what lets others share its steps."""
+        return "judged" in vars(type(self))
+
     # Attaching
 
     def attach(self, model: Any) -> Handle:
         """Work on all experts of a model until the handle is removed. Raises WanlabError where another cache does."""
-        self._stacks = model.stacks
-        handles: list[Handle] = []
-        handle = Handle.join(handles)
-        try:
-            handles.append(model.on_begin(self._begin))
-            for stack in model.stacks.values():
-                _check_alone(stack, self.method)
-                self._wrap(stack, handles)
-        except BaseException:
-            handle.remove()
-            raise
-        return handle
+        return attach_all([self], model, self._around_stack)
 
-    def _wrap(self, stack: Stack, handles: list[Handle]) -> None:
+    def bind(self, model: Any) -> None:
+        """Take the model that the cache will be attached to."""
+        self._stacks = model.stacks
+
+    def wrap(self, stack: Stack, handles: list[Handle]) -> None:
+        """Attach to a stack's forward and, at level "part", to the modules in it."""
         assert self.level in ("stack", "forward", "part"), self.level
         assert stack.forward is not None, "a model's stack"
         handles.append(stack.forward.wrap(self._around_forward, "cache"))
-        if self.level == "stack":
-            handles.append(stack.site.wrap(self._around_stack, "cache"))
         for entry in stack if self.level == "part" else ():
             handles += [entry.parts[name].wrap(self._part(entry, name), "cache") for name in self.parts(entry)]
 
-    def _begin(self, ctx: StepContext) -> None:
+    def begin(self, ctx: StepContext) -> None:
         """The clock: a run that starts anew forgets the one before."""
         if self._paused:
             return
@@ -231,7 +208,7 @@ class Cache(abc.ABC):
 
     def _leave_experts(self, present: str) -> None:
         """Noise only falls, so an expert that was left does not come back: its tensors are given back."""
-        for memory in [m for key, m in self._memories.items() if key[0] != present and m.tensors]:
+        for memory in [m for key, m in self._memories.items() if key[0] != present and m.num_bytes]:
             self._forget(memory)
 
     def _forget(self, memory: Memory) -> None:
@@ -284,9 +261,14 @@ class Cache(abc.ABC):
         self._memories.clear()
         self._peak = 0
 
+    def computed(self, step: int) -> int:
+        """Forwards of a step in which everything was computed, those of one batch one by one."""
+        full = [branch for (_, branch, _), m in self._memories.items() if m.shares.get(step, 0.0) >= 1]
+        return sum(branch.count("+") + 1 for branch in full)
+
     def report(self) -> CacheReport:
         """Hit map, counts, bytes of state, ideal speed-up."""
-        memories = {_path(key): m for key, m in self._memories.items() if m.shares}
+        memories = {path_of(key): m for key, m in self._memories.items() if m.shares}
         shares = [share for m in memories.values() for share in m.shares.values()]
         computed, done = sum(share >= 1 for share in shares), math.fsum(shares)
         return CacheReport(
@@ -301,37 +283,43 @@ class Cache(abc.ABC):
         )
 
     def state(self) -> dict[str, Tensor]:
-        """All state as named tensors, which safetensors can store: tensors, numbers, rows (step, share or signal)."""
-        found: dict[str, Tensor] = {"peak": torch.tensor(self._peak)}
-        for key, memory in self._memories.items():
-            path = _path(key)
-            if memory.skips is not None:
-                found[f"skips/{path}"] = torch.tensor(memory.skips, dtype=torch.int64)
-            found |= {f"tensors/{path}/{name}": value for name, value in memory.tensors.items()}
-            found |= {f"numbers/{path}/{name}": _float64(value) for name, value in memory.numbers.items()}
-            for what in ("shares", "signals"):
-                if rows := list(getattr(memory, what).items()):
-                    found[f"{what}/{path}"] = _float64(rows)
-        return found
+        """All state as named tensors, which safetensors can store: tensors, numbers, rows (step, share or signal).
+
+        "made_by" says, as JSON in bytes, which method it is of, and the options that it depends on.
+        """
+        return {"made_by": to_bytes(self.made_by), "peak": torch.tensor(self._peak), **pack(self._memories)}
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take the state that `state` gave; the next forward goes on from there, at whatever step."""
-        self.reset()
-        self._ctx = None
-        self._peak = int(tensors["peak"])
-        for path, value in tensors.items():
-            if path == "peak":
-                continue
-            what, expert, branch, window, *rest = path.split("/")
-            memory = self._memories.setdefault((expert, branch, int(window)), Memory())
-            if what == "tensors":
-                memory.tensors["/".join(rest)] = value
-            elif what == "numbers":
-                memory.numbers["/".join(rest)] = float(value)
-            elif what == "skips":
-                memory.skips = tuple(value.tolist())
-            else:
-                getattr(memory, what).update({int(step): number for step, number in value.tolist()})
+        """Take the state that `state` gave; the next forward goes on from there, at whatever step.
+
+        Raises WanlabError for a state of another method, or of other options than those that only decide.
+        """
+        found = from_bytes(tensors["made_by"]) if "made_by" in tensors else None
+        if found != self.made_by:
+            raise WanlabError(
+                f"This state was left by {_words(found)} and cannot be read by {_words(self.made_by)}",
+                remedy="Go on with the cache it was made with, or begin with an empty one: replace(state, cache={})",
+            )
+        self.restore(unpack(tensors), int(tensors["peak"]))
+
+    @property
+    def made_by(self) -> list[Any]:
+        """Of what executes: its class and the options that the state depends on, as JSON data."""
+        options = self.options.model_dump(mode="json")
+        return [type(self).__name__, {name: value for name, value in options.items() if name not in self.own_judged}]
+
+    @property
+    def peak(self) -> int:
+        """Bytes that were held at the most before tensors were given back."""
+        return self._peak
+
+    def snapshot(self) -> dict[Key, Memory]:
+        """The state of this moment, for `restore`: it shares the tensors, which nothing changes."""
+        return {key: memory.copy() for key, memory in self._memories.items()}
+
+    def restore(self, memories: dict[Key, Memory], peak: int) -> None:
+        """Take a snapshot and the `peak` that went with it; the next forward goes on from there."""
+        self._memories, self._peak, self._ctx = {k: memory.copy() for k, memory in memories.items()}, peak, None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.options!r})"
@@ -342,12 +330,36 @@ def _same_forward(a: StepContext, b: StepContext) -> bool:
     return (a.step, a.expert, a.branch, a.window) == (b.step, b.expert, b.branch, b.window)
 
 
-def _float64(value: Any) -> Tensor:
-    return torch.tensor(value, dtype=torch.float64)
+def _words(made_by: list[Any] | None) -> str:
+    """A cache's class and its options."""
+    if made_by is None:
+        return "an unknown cache"
+    options = ", ".join(f"{name}={shorten(value, 30)}" for name, value in made_by[1].items())
+    return f"{made_by[0]}({options})"
 
 
-def _path(key: Key) -> str:
-    return "/".join(map(str, key))
+def attach_all(members: Sequence[Cache], model: Any, around_stack: Callable[..., Streams]) -> Handle:
+    """Attach caches that work at the same time; those of level "stack" through `around_stack`.
+
+    Raises WanlabError where the model has a cache already.
+    """
+    handles: list[Handle] = []
+    handle = Handle.join(handles)
+    try:
+        for stack in model.stacks.values():
+            _check_alone(stack, members[0].method)
+        for member in members:
+            member.bind(model)
+            handles.append(model.on_begin(member.begin))
+        for stack in model.stacks.values():
+            for member in members:
+                member.wrap(stack, handles)
+            if any(member.level == "stack" for member in members):
+                handles.append(stack.site.wrap(around_stack, "cache"))
+    except BaseException:
+        handle.remove()
+        raise
+    return handle
 
 
 def _check_alone(stack: Stack, method: str) -> None:

@@ -18,7 +18,7 @@ from wanlab.caches._cache import Memory
 from wanlab.caches._run import Run
 from wanlab.caches._work import Weighed
 from wanlab.errors import WanlabError
-from wanlab.sites import Branch, Entry, Handle, StepContext
+from wanlab.sites import Branch, Entry, StepContext
 from wanlab.sites.stack import BESIDE
 
 SELF, CROSS, FEED = "self", "cross", "feed"
@@ -144,20 +144,15 @@ class PartCache(Weighed):
 
     # The run
 
-    def attach(self, model: Any) -> Handle:
-        """As `Cache.attach`. Raises WanlabError if the run will hold more than the model's device has free."""
-        handle = super().attach(model)
-        try:
-            self._check_memory(model.device)
-        except BaseException:
-            handle.remove()
-            raise
-        return handle
+    def bind(self, model: Any) -> None:
+        """As `Cache.bind`. Raises WanlabError if the run will hold more than the model's device has free."""
+        super().bind(model)
+        self._check_memory(model.device)
 
     def _check_memory(self, device: torch.device) -> None:
         if self._run is None:
             return
-        need, free = self.predict_most(self._run), free_bytes(device)
+        need, free = self.predict_most(self._run) - self._held, free_bytes(device)
         if free is not None and need > free:
             raise WanlabError(
                 f"The cache {self.method} will hold {need / 1e9:,.2f} GB beside the network, and {free / 1e9:,.2f} GB "

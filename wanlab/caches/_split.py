@@ -64,7 +64,7 @@ class Split(Weighed):
 
     def around_stack(self, call: Callable[..., Streams], streams: Streams, ctx: StepContext) -> Streams:
         stack, memory = self.stack(ctx), self.memory(ctx)
-        first, last = self._cuts(stack)
+        first, last = self.cuts(stack)
         head = call(streams, stop=first)
         name = stack.outputs[0]
         added = head.tokens[name] - streams.tokens[name]
@@ -82,7 +82,7 @@ class Split(Weighed):
         self.did(ctx, share_of(self.works(ctx.expert, self._branch), ran), signal)
         return after
 
-    def _cuts(self, stack: Stack) -> tuple[int, int]:
+    def cuts(self, stack: Stack) -> tuple[int, int]:
         return stack.cut(self.num_first), stack.cut(stack.num_main - self.num_last)
 
     def _residual(self, stack: Stack, head: Streams, after: Streams) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from wanlab.caches._cache import Cache
 from wanlab.caches._run import Run
-from wanlab.sites import Branch, Handle
+from wanlab.sites import Branch
 from wanlab.spec import GenerationSpec
 
 Works = Mapping[tuple[str, str], int]
@@ -30,10 +30,11 @@ class Weighed(Cache):
         self._run = run
         return self
 
-    def attach(self, model: Any) -> Handle:
+    def bind(self, model: Any) -> None:
+        super().bind(model)
+        if model is not self._model:
+            self._works.clear()
         self._model = model
-        self._works.clear()
-        return super().attach(model)
 
     def works(self, expert: str, branch: Branch) -> Works:
         """What each block's parts take in a forward of the branch, without blocks that its guidance leaves out."""

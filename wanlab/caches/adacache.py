@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -71,6 +71,7 @@ class AdaCache(Cache):
     its rates and intervals.
     """
 
+    judged = frozenset({"codebook", "max_interval"})
     options: Options
 
     class Options(Part):
@@ -102,9 +103,8 @@ class AdaCache(Cache):
     def around_stack(self, call: Callable[..., Streams], streams: Streams, ctx: StepContext) -> Streams:
         together, memory, outputs = self.together(ctx), self.memory(ctx), self.stack(ctx).outputs
         leads = together.numbers.get("step") != ctx.step
-        planned = ctx.step < together.numbers.get("next", 0) and not _is_last(ctx.step, ctx.num_steps)
         is_known = bool(memory.tensors) and memory.numbers["at"] >= together.numbers.get("at", 0)  # False: it was away
-        reuse = is_known and (planned if leads else not together.numbers["computed"])
+        reuse = is_known and (self._waits(together, ctx) if leads else not together.numbers["computed"])
         signal = None
         if reuse:
             after = streams.plus({name: memory.tensors[name] for name in outputs})
@@ -121,11 +121,23 @@ class AdaCache(Cache):
         self.did(ctx, 0.0 if reuse else 1.0, signal)
         return after
 
+    @property
+    def own_judged(self) -> frozenset[str]:
+        found = super().own_judged
+        return found - {"codebook"} if self.options.motion else found  # which then says in which steps motion counts
+
+    def _waits(self, together: Memory, ctx: StepContext) -> bool:
+        """Whether the step comes before the next one that is to be computed."""
+        if _is_last(ctx.step, ctx.num_steps):
+            return False
+        gap = ctx.step - together.numbers.get("planned", float("-inf"))
+        return self.agree(lambda options: gap < _interval(options, together.numbers, ctx.num_steps))
+
     def _plan(self, together: Memory, memory: Memory, now: Tensor, frames: int, ctx: StepContext) -> float | None:
-        """Choose the next step to compute from the first branch's residual (B, L, D); returns the rate."""
-        numbers, book = together.numbers, CODEBOOKS[self.options.codebook]
-        interval, rate = int(numbers.get("interval", 1)), None
+        """Note and return the rate of the first branch's residual (B, L, D), which chooses the next computed step."""
+        numbers, book, rate = together.numbers, CODEBOOKS[self.options.codebook], None
         if memory.tensors:
+            interval = self.agree(lambda options: _interval(options, numbers, ctx.num_steps))
             now, before = first_branch(now, ctx), first_branch(memory.tensors[self.stack(ctx).outputs[0]], ctx)
             measured = [_size(now - before) / _size(before) / interval]
             looks = self.options.motion and book.looks(ctx.step, ctx.num_steps)
@@ -134,9 +146,8 @@ class AdaCache(Cache):
             if self.options.motion:
                 gap = interval * book.num_steps / ctx.num_steps
                 rate *= self._regularise(numbers, seen[0] if seen else 1.0, gap)
-            interval = book.interval(rate, ctx.num_steps) if rate == rate else 1
-            interval = min(interval, self.options.max_interval or interval)
-        numbers |= {"interval": interval, "next": ctx.step + interval}
+            numbers["rate"] = rate
+        numbers["planned"] = ctx.step
         return rate
 
     def _regularise(self, numbers: dict[str, float], motion: float, gap: float) -> float:
@@ -144,6 +155,13 @@ class AdaCache(Cache):
         before = numbers.get("motion", 1.0)
         numbers["motion"] = motion
         return motion + abs(_GRADIENT * (motion - before) / gap)
+
+
+def _interval(options: Any, numbers: Mapping[str, float], num_steps: int) -> int:
+    """Steps from the last computed one to the next; 1 before there is a rate, and for one that is NaN."""
+    rate = numbers.get("rate", float("nan"))
+    found = CODEBOOKS[options.codebook].interval(rate, num_steps) if rate == rate else 1
+    return min(found, options.max_interval or found)
 
 
 def _is_last(step: int, num_steps: int) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
-from typing import Annotated, Literal, Self
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -34,6 +36,18 @@ class DBCache(Split):
     steps, not four steps.
     """
 
+    judged = frozenset(
+        {
+            "threshold",
+            "warmup_steps",
+            "warmup_interval",
+            "max_cached_steps",
+            "max_continuous_cached_steps",
+            "max_accumulated_diff",
+            "mask",
+            "mask_policy",
+        }
+    )
     options: Options
 
     class Options(Part):
@@ -84,7 +98,7 @@ class DBCache(Split):
 
     def _forced_steps(self, run: Run) -> list[bool]:
         """Which steps are computed whatever they contain."""
-        return [age == 0 or self._is_forced(i, age) for i, age in enumerate(ages(run))]
+        return [age == 0 or _is_forced(self.options, i, age) for i, age in enumerate(ages(run))]
 
     def predict(self, run: Run) -> int:
         steps = Counter((expert, branch) for _, expert, branch in run.forwards)
@@ -109,17 +123,24 @@ class DBCache(Split):
 
     def reuses(self, added: Tensor, ctx: StepContext) -> tuple[bool, float | None]:
         self._check_length(ctx.num_steps)
-        options, memory = self.options, self.memory(ctx)
-        if self._is_forced(ctx.step, ctx.step - int(self.together(ctx).numbers["start"])):
+        age = ctx.step - int(self.together(ctx).numbers["start"])
+        signal = functools.cache(lambda: self._signal(added, ctx))  # measured at most once, whoever asks
+        reuse, measured = self.agree(lambda options: self._rule(options, ctx, age, signal))
+        if measured is not None:
+            self.together(ctx).numbers.update({"step": ctx.step, "diff": measured})
+        return reuse, measured
+
+    def _rule(self, options: Any, ctx: StepContext, age: int, signal: Callable[[], float]) -> tuple[bool, float | None]:
+        """Whether to reuse under some options, and what was measured for that."""
+        if _is_forced(options, ctx.step, age):
             return False, None
         if options.mask is not None and options.mask_policy == "static":
             return True, None
-        if self._is_spent(memory, ctx.step) or not options.threshold:
+        if _is_spent(options, self.memory(ctx), ctx.step) or not options.threshold:
             return False, None
         if options.threshold >= 1:
             return True, None
-        signal = self._signal(added, ctx)
-        return signal < options.threshold, signal
+        return signal() < options.threshold, signal()
 
     def keep(self, memory: Memory, residual: dict[str, Tensor], ctx: StepContext) -> None:
         self.together(ctx).numbers.setdefault("start", ctx.step)
@@ -138,35 +159,12 @@ class DBCache(Split):
             found[name] = x if slope is None else x + gap * slope
         return found
 
-    def _is_forced(self, step: int, age: int) -> bool:
-        """Whether a step is computed whatever it contains; `age` counts the expert's own steps."""
-        options = self.options
-        if options.mask is not None:
-            return bool(options.mask[step])
-        return age < options.warmup_steps and age % options.warmup_interval == 0
-
-    def _is_spent(self, memory: Memory, step: int) -> bool:
-        """Whether one of the limits on reuse is reached."""
-        options = self.options
-        reused = [i for i, share in memory.shares.items() if share < 1]
-        row = 0
-        while step - 1 - row in reused:
-            row += 1
-        limits = (
-            (len(reused), options.max_cached_steps),
-            (row, options.max_continuous_cached_steps),
-            (sum(memory.signals.values()), options.max_accumulated_diff),
-        )
-        return any(limit is not None and count >= limit for count, limit in limits)
-
     def _signal(self, added: Tensor, ctx: StepContext) -> float:
         """The change of what the first blocks added, by this branch or by the step's first one."""
         told = self.together(ctx).numbers
         if not self.options.cfg_diff_compute_separate and told.get("step") == ctx.step:
             return told["diff"]
-        signal = self.measure(added, self.memory(ctx))
-        told |= {"step": ctx.step, "diff": signal}
-        return signal
+        return self.measure(added, self.memory(ctx))
 
     def _check_length(self, num_steps: int) -> None:
         mask = self.options.mask
@@ -175,3 +173,24 @@ class DBCache(Split):
                 f"The cache's mask has {len(mask)} entries for {num_steps} steps",
                 remedy=f"Give one entry for each step that runs: {num_steps}",
             )
+
+
+def _is_forced(options: Any, step: int, age: int) -> bool:
+    """Whether a step is computed whatever it contains; `age` counts the expert's own steps."""
+    if options.mask is not None:
+        return bool(options.mask[step])
+    return bool(age < options.warmup_steps and age % options.warmup_interval == 0)
+
+
+def _is_spent(options: Any, memory: Memory, step: int) -> bool:
+    """Whether one of the limits on reuse is reached."""
+    reused = [i for i, share in memory.shares.items() if share < 1]
+    row = 0
+    while step - 1 - row in reused:
+        row += 1
+    limits = (
+        (len(reused), options.max_cached_steps),
+        (row, options.max_continuous_cached_steps),
+        (sum(memory.signals.values()), options.max_accumulated_diff),
+    )
+    return any(limit is not None and count >= limit for count, limit in limits)

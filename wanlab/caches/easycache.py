@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -29,6 +30,7 @@ class EasyCache(Cache):
     Source: arXiv:2507.02860; H-EmbodVis/EasyCache 5127804, EasyCache4Wan2.1/easycache_generate.py.
     """
 
+    judged = frozenset({"threshold", "warmup_steps"})
     level = "forward"
     options: Options
 
@@ -46,7 +48,7 @@ class EasyCache(Cache):
 
     def _forced_steps(self, run: Run) -> list[bool]:
         """Which steps are computed whatever they contain."""
-        return [age < 2 or self._is_forced(i, run.num_steps) for i, age in enumerate(ages(run))]
+        return [age < 2 or _is_forced(self.options, i, run.num_steps) for i, age in enumerate(ages(run))]
 
     def predict(self, run: Run) -> int:
         """For each expert two latents and one output, for each branch a float32 difference; k once there are two."""
@@ -59,10 +61,10 @@ class EasyCache(Cache):
         together, memory = self.together(ctx), self.memory(ctx)
         kept = memory.tensors
         leads = together.numbers.get("step") != ctx.step
-        error = self._error(together, first_branch(latents, ctx), ctx) if leads else None
+        error, allows = self._error(together, first_branch(latents, ctx), ctx) if leads else (None, False)
         follows = not leads and not together.numbers["computed"]
         is_known = "offset" in kept and memory.numbers["at"] >= together.numbers.get("at", 0)  # False: it was away then
-        reuse = is_known and (follows or (error is not None and error < self.options.threshold))
+        reuse = is_known and (follows or allows)
         if reuse:
             velocity = (latents + kept["offset"]).to(together.tensors["velocity"].dtype)
         else:
@@ -74,16 +76,24 @@ class EasyCache(Cache):
         self.did(ctx, 0.0 if reuse else 1.0, error)
         return velocity
 
-    def _is_forced(self, step: int, num_steps: int) -> bool:
-        return step < self.options.warmup_steps or step == num_steps - 1
-
-    def _error(self, together: Memory, x: Tensor, ctx: StepContext) -> float | None:
-        """What the predicted change adds up to with this step; None where it is computed anyway."""
+    def _error(self, together: Memory, x: Tensor, ctx: StepContext) -> tuple[float | None, bool]:
+        """What the predicted change adds up to with this step, None where it is computed anyway; and whether that
+        allows reuse."""
         tensors = together.tensors
-        if self._is_forced(ctx.step, ctx.num_steps) or "k" not in tensors:
-            return None
-        moved = mean_abs(x - tensors["last"]) / mean_abs(tensors["velocity"])
-        return float(together.numbers["error"] + tensors["k"] * moved)
+        if "k" not in tensors:
+            return None, False
+
+        @functools.cache
+        def error() -> float:
+            moved = mean_abs(x - tensors["last"]) / mean_abs(tensors["velocity"])
+            return float(together.numbers["error"] + tensors["k"] * moved)
+
+        def rule(options: Any) -> tuple[float | None, bool]:
+            if _is_forced(options, ctx.step, ctx.num_steps):
+                return None, False
+            return error(), error() < options.threshold
+
+        return self.agree(rule)
 
     def _note(self, together: Memory, x: Tensor, velocity: Tensor, ctx: StepContext, error: float | None) -> None:
         """Remember a step of the first branch; `error` is None where it was computed."""
@@ -95,3 +105,7 @@ class EasyCache(Cache):
             together.numbers["at"] = ctx.step
         tensors["last"] = x.clone()
         together.numbers |= {"step": ctx.step, "computed": error is None, "error": error or 0.0}
+
+
+def _is_forced(options: Any, step: int, num_steps: int) -> bool:
+    return bool(step < options.warmup_steps or step == num_steps - 1)

@@ -22,6 +22,7 @@ class FirstBlock(Split):
     are in float32 here whatever the network's dtype is.
     """
 
+    judged = frozenset({"threshold"})
     options: Options
 
     class Options(Part):
@@ -30,7 +31,7 @@ class FirstBlock(Split):
 
     def reuses(self, added: Tensor, ctx: StepContext) -> tuple[bool, float]:
         signal = self.measure(added, self.memory(ctx))
-        return signal <= self.options.threshold, signal
+        return self.agree(lambda options: signal <= options.threshold), signal
 
     def check(self, run: Run) -> None:
         super().check(run)

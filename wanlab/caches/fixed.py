@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
 from wanlab.caches._cache import Cache
+from wanlab.caches._memory import Memory
 from wanlab.caches._run import Run
 from wanlab.caches._size import residual_bytes
 from wanlab.errors import WanlabError, unknown
 from wanlab.registry import CACHES
-from wanlab.sites import StepContext
+from wanlab.sites import StepContext, Streams
 from wanlab.spec import Part
 
 Mask = Annotated[tuple[bool, ...], Field(min_length=1, max_length=10_000)]
@@ -21,6 +23,7 @@ Mask = Annotated[tuple[bool, ...], Field(min_length=1, max_length=10_000)]
 class Fixed(Cache):
     """Run the blocks at the steps whose mask is True, reuse the last residual elsewhere; all True is exact."""
 
+    judged = frozenset({"mask", "branch_masks"})
     options: Options
 
     class Options(Part):
@@ -37,6 +40,19 @@ class Fixed(Cache):
                 if len(mask) != len(self.mask):
                     raise WanlabError(f"{name} has {len(mask)} entries and mask has {len(self.mask)}")
             return self
+
+    def __init__(self, options: Part | None = None) -> None:
+        super().__init__(options)
+        self.needed: Callable[[StepContext], bool] | None = None
+        """Whether something will reuse what a forward adds, for who knows; None keeps it always."""
+
+    def keep_residual(self, memory: Memory, before: Streams, after: Streams, ctx: StepContext) -> None:
+        if self.needed is None or self.needed(ctx):
+            memory.unkept = 0
+            super().keep_residual(memory, before, after, ctx)
+            return
+        memory.tensors.clear()
+        memory.unkept = sum(after.tokens[name].nbytes for name in self.stack(ctx).outputs)
 
     def decide(self, ctx: StepContext) -> bool:
         self._check_length(ctx.num_steps)

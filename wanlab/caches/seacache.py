@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -42,6 +42,7 @@ class SeaCache(Cache):
     in float32 here before the network's dtype rounds them.
     """
 
+    judged = frozenset({"threshold", "warmup_steps", "final_steps", "max_consecutive"})
     options: Options
 
     class Options(Part):
@@ -66,7 +67,7 @@ class SeaCache(Cache):
 
     def _forced_steps(self, run: Run) -> list[bool]:
         """Which steps are computed whatever they contain."""
-        return [age == 0 or self._is_forced(i, run.num_steps) for i, age in enumerate(ages(run))]
+        return [age == 0 or _is_forced(self.options, i, run.num_steps) for i, age in enumerate(ages(run))]
 
     def predict(self, run: Run) -> int:
         """For each expert a float32 latent; for each branch as many residuals as the order needs and it has steps."""
@@ -81,7 +82,7 @@ class SeaCache(Cache):
             memory.tensors.clear()
             numbers.clear()
         reached = numbers.get("sum", 0.0) + look.distance
-        reuse = bool(memory.tensors) and not self._is_due(memory, ctx) and reached < self.options.threshold
+        reuse = bool(memory.tensors) and self.agree(lambda options: self._allows(options, memory, ctx, reached))
         if reuse:
             after = streams.plus({name: self._residual(memory, name, ctx.step) for name in outputs})
             numbers |= {"sum": reached, "reused": numbers["reused"] + 1}
@@ -94,12 +95,11 @@ class SeaCache(Cache):
         self.did(ctx, 0.0 if reuse else 1.0, reached if reached < float("inf") else None)
         return after
 
-    def _is_forced(self, step: int, num_steps: int) -> bool:
-        return step < self.options.warmup_steps or step >= num_steps - self.options.final_steps
-
-    def _is_due(self, memory: Memory, ctx: StepContext) -> bool:
-        limit = self.options.max_consecutive
-        return self._is_forced(ctx.step, ctx.num_steps) or bool(limit and memory.numbers["reused"] >= limit)
+    def _allows(self, options: Any, memory: Memory, ctx: StepContext, reached: float) -> bool:
+        """Whether options let the residual be reused."""
+        is_spent = options.max_consecutive and memory.numbers["reused"] >= options.max_consecutive
+        is_due = _is_forced(options, ctx.step, ctx.num_steps) or is_spent
+        return bool(not is_due and reached < options.threshold)
 
     def _look(self, ctx: StepContext) -> Look:
         """The step's change; the first branch of a step measures it."""
@@ -112,7 +112,8 @@ class SeaCache(Cache):
         indicator = sea_filter(latents, float(ctx.sigma), self.options.power_exp)
         before = together.tensors.get("indicator")
         is_next = together.numbers.get("step") == ctx.step - 1
-        if before is None or not is_next or self._is_forced(ctx.step, ctx.num_steps):
+        forced = before is not None and is_next and self.agree(lambda o: _is_forced(o, ctx.step, ctx.num_steps))
+        if before is None or not is_next or forced:
             return Look(indicator, float("inf"))
         over = tuple(range(1, latents.ndim))
         moved = (indicator - before).abs().mean(over) / (before.abs().mean(over) + 1e-16)
@@ -139,6 +140,10 @@ class SeaCache(Cache):
             return last
         at, before = memory.numbers["last"], memory.numbers["older"]
         return last + (last - older) * ((step - at) / (at - before))
+
+
+def _is_forced(options: Any, step: int, num_steps: int) -> bool:
+    return bool(step < options.warmup_steps or step >= num_steps - options.final_steps)
 
 
 def sea_filter(latents: Tensor, sigma: float, power_exp: float = 3.0) -> Tensor:

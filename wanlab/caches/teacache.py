@@ -22,7 +22,7 @@ from wanlab.caches._size import residual_bytes
 from wanlab.caches._static import Floats, MadeFor, Mask, Span, Static, joined, search, settings, unused, whole
 from wanlab.errors import WanlabError
 from wanlab.registry import CACHES, SAMPLERS
-from wanlab.sites import Handle, StepContext, Streams
+from wanlab.sites import StepContext, Streams
 from wanlab.spec import Part
 
 Polynomial = Annotated[tuple[float, ...], Field(min_length=1, max_length=10)]
@@ -147,6 +147,7 @@ class TeaCache(Static):
     input) each step decides, with one wait for the device. With `speedup` the threshold is searched as WanGP does.
     """
 
+    judged = frozenset({"threshold"})  # where content decides
     key = "teacache"
     given = "coefficients"
     options: Options
@@ -273,9 +274,9 @@ class TeaCache(Static):
         """The residual, and where content decides the signal of the step before too."""
         return residual_bytes(run) * (2 if run.model.cache_signal == "content" else 1)
 
-    def attach(self, model: Any) -> Handle:
+    def bind(self, model: Any) -> None:
+        super().bind(model)
         self._model = model
-        return super().attach(model)
 
     def signal(self, streams: Streams, ctx: StepContext) -> None:
         memory = self.memory(ctx)
@@ -296,7 +297,7 @@ class TeaCache(Static):
         step = increments(np.array([memory.numbers["change"]]), self._polynomials(run)[ctx.expert])
         memory.numbers["sum"] = total = memory.numbers["sum"] + float(step[0])
         memory.signals[ctx.step] = total
-        if total < self.options.threshold:
+        if self.agree(lambda options: total < options.threshold):
             return False
         memory.numbers["sum"] = 0.0
         return True

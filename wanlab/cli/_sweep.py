@@ -193,25 +193,17 @@ class _Watched:
         self._line.close()
 
     def _work(self) -> None:
+        from wanlab.sweeps import SweepProgress
+
         while not self._ended.wait(_ON_TERMINAL if self._is_terminal else _ELSEWHERE):
             try:
-                text = progress(self._out)
+                text = str(SweepProgress.of(self._out))
             except WanlabError:  # not there yet
                 continue
             if self._is_terminal:
                 self._line.begin(text)
             else:
                 say(text, sys.stderr)
-
-
-def progress(out: Path) -> str:
-    """A line that says how far the sweep in a folder is."""
-    from wanlab import runs
-
-    found = runs.results(out)
-    counted = ", ".join(f"{number} {status}" for status, number in found.counts().items())
-    doing = "; ".join(f"{w.current} ({w.step}/{w.num_steps})" for w in runs.read_working(out))
-    return " · ".join(filter(None, [f"{len(found)} runs: {counted}", doing]))
 
 
 def results_table(rows: Sequence[runs.Row], names: Sequence[str]) -> str:

@@ -31,7 +31,7 @@ def installation() -> Iterator[Fact]:
 
 
 def _origin() -> dict[str, Any]:
-    """The checkout's commit; nothing where a package that runs.py needs is broken, which `versions` finds."""
+    """The checkout's commit; nothing where a package that `runs` needs is broken, which `versions` finds."""
     try:
         from wanlab import runs
     except ImportError:

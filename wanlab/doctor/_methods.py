@@ -31,7 +31,7 @@ PURPOSES = {  # extra -> what it is for
     "prep": "poses and edges from a video",
     "upscale": "larger frames",
 }
-PLANNED = {"attention", "cluster", "frame", "memory", "prep", "upscale"}
+PLANNED = {"attention", "cluster", "memory", "prep", "upscale"}
 """Extras that no method uses yet; a test sees when that changes."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
@@ -17,6 +17,8 @@ Text = Mapping[str, Mapping[str, Tensor]]
 
 COND = "cond"
 UNCOND = "uncond"
+PLAIN = "cfg"
+"""What `Rule.acts` calls classifier-free guidance, which is what most rules are at some steps."""
 SECOND_EXPERT = "transformer_2"
 _ROUNDING = 1e-6  # a sampler's levels are float32, whose 0.6 lies above a spec's
 
@@ -55,6 +57,24 @@ class Rule(abc.ABC):
     @abc.abstractmethod
     def combine(self, predictions: Mapping[str, Tensor], ctx: StepContext) -> Tensor:
         """The velocity, from the predictions by branch name; `ctx.latents` are what the branches saw."""
+
+    def acts(self, ctx: StepContext) -> Hashable:
+        """What this rule does at a step, by everything that its branches and combination depend on there.
+
+        Rules of any class that do the same return the same. Memory counts by what it will change. Only a class's own
+        method is asked: a subclass may do something else.
+        """
+        return self._everything(ctx)
+
+    def at(self, ctx: StepContext) -> Hashable:
+        """`acts`; of a class that has none of its own, all that the rule could look at."""
+        return self.acts(ctx) if "acts" in vars(type(self)) else self._everything(ctx)
+
+    def _everything(self, ctx: StepContext) -> Hashable:
+        names = ("guidance_scale", "guidance_scale_2", "phase_boundaries", "phase_scales", "batch_branches")
+        leaves = tuple(getattr(self.guidance, name) for name in names)
+        sigmas = tuple(ctx.sigmas.flatten().tolist()) if isinstance(ctx.sigmas, Tensor) else ctx.sigmas
+        return (type(self), self.options.model_dump_json(), leaves, self.scale(ctx), ctx.num_steps, sigmas)
 
     @abc.abstractmethod
     def needs_negative(self, num_steps: int) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Literal
 
 import torch
@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from wanlab.guidance._rule import COND, UNCOND, Guidance, foreign, guided
+from wanlab.guidance._rule import COND, PLAIN, UNCOND, Guidance, foreign, guided
 from wanlab.guidance.cfg import CFG
 from wanlab.registry import GUIDANCE
 from wanlab.sites import StepContext
@@ -49,7 +49,7 @@ class APG(CFG):
 
     def combine(self, predictions: Mapping[str, Tensor], ctx: StepContext) -> Tensor:
         scale, o = self.scale(ctx), self.options
-        if UNCOND not in predictions or (o.momentum, o.norm_threshold, o.eta) == (0, 0, 1):
+        if UNCOND not in predictions or self._is_plain:
             return guided(predictions, scale)
         cond, uncond = (_widened(predictions[name]) for name in (COND, UNCOND))
         if o.on == "velocity":
@@ -58,6 +58,16 @@ class APG(CFG):
         sigma = _by_frame(ctx.sigma, cond)
         update = self._update(-sigma * (cond - uncond), ctx.latents - sigma * cond)
         return cond - (scale - 1) * torch.where(sigma > 0, update / sigma, 0)  # frames that are clean stay as they are
+
+    def acts(self, ctx: StepContext) -> Hashable:
+        scale, o = self.scale(ctx), self.options
+        if scale == 1 or self._is_plain:
+            return PLAIN, scale
+        return "apg", scale, o.momentum, o.norm_threshold, o.eta, o.on
+
+    @property
+    def _is_plain(self) -> bool:
+        return bool((self.options.momentum, self.options.norm_threshold, self.options.eta) == (0, 0, 1))
 
     def _update(self, difference: Tensor, estimate: Tensor) -> Tensor:
         """The difference (B, ...) with momentum, clipped, less its part along the estimate; moves the average on."""

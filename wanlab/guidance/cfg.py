@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 
 from torch import Tensor
 
-from wanlab.guidance._rule import COND, Rule, Text, guided, pair
+from wanlab.guidance._rule import COND, PLAIN, Rule, Text, guided, pair
 from wanlab.registry import GUIDANCE
 from wanlab.sites import Branch, Conditions, StepContext
 
@@ -26,6 +26,9 @@ class CFG(Rule):
 
     def combine(self, predictions: Mapping[str, Tensor], ctx: StepContext) -> Tensor:
         return guided(predictions, self.scale(ctx))
+
+    def acts(self, ctx: StepContext) -> Hashable:
+        return PLAIN, self.scale(ctx)
 
     def needs_negative(self, num_steps: int) -> bool:
         return any(scale != 1 for scale in self.scales)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Self
 
 from pydantic import Field, model_validator
 
 from wanlab.errors import WanlabError
+from wanlab.guidance._rule import PLAIN
 from wanlab.guidance.cfg import CFG
 from wanlab.registry import GUIDANCE
 from wanlab.sites import StepContext
@@ -36,6 +38,9 @@ class CFGInterval(CFG):
 
     def scale(self, ctx: StepContext) -> float:
         return super().scale(ctx) if self._guides(ctx.step, ctx.num_steps) else 1.0
+
+    def acts(self, ctx: StepContext) -> Hashable:
+        return PLAIN, self.scale(ctx)
 
     def needs_negative(self, num_steps: int) -> bool:
         return super().needs_negative(num_steps) and any(self._guides(i, num_steps) for i in range(num_steps))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from wanlab.guidance._rule import COND, UNCOND, Text, guided
+from wanlab.guidance._rule import COND, PLAIN, UNCOND, Text, guided
 from wanlab.guidance.cfg import CFG
 from wanlab.registry import GUIDANCE
 from wanlab.sites import Branch, Conditions, StepContext
@@ -46,6 +46,12 @@ class CFGZero(CFG):
             return guided(predictions, self.scale(ctx))
         cond, uncond = predictions[COND], predictions[UNCOND]
         return guided({COND: cond, UNCOND: uncond * optimised_scale(cond, uncond)}, self.scale(ctx))
+
+    def acts(self, ctx: StepContext) -> Hashable:
+        if self._is_zero(ctx):
+            return "zero"
+        scale = self.scale(ctx)
+        return (PLAIN if scale == 1 or not self.options.optimised_scale else "cfg_zero"), scale
 
     def needs_negative(self, num_steps: int) -> bool:
         return super().needs_negative(num_steps) and self.options.zero_steps < num_steps

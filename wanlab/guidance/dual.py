@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 from torch import Tensor
 
 from wanlab.errors import WanlabError
-from wanlab.guidance._rule import COND, UNCOND, Text, guided
+from wanlab.guidance._rule import COND, PLAIN, UNCOND, Text, guided
 from wanlab.guidance.cfg import CFG
 from wanlab.registry import GUIDANCE
 from wanlab.sites import NO_CONDITIONS, Branch, Conditions, StepContext
@@ -54,6 +54,10 @@ class Dual(CFG):
                 remedy="Use guidance 'cfg'.",
             )
         return [*branches, Branch(BARE, branches[1].text, conditions.blank(_PICTURES))]
+
+    def acts(self, ctx: StepContext) -> Hashable:
+        scale, pictures = self.scale(ctx), self.options.image_scale
+        return (PLAIN, scale) if 1 in (scale, pictures) else ("dual", scale, pictures)
 
     def combine(self, predictions: Mapping[str, Tensor], ctx: StepContext) -> Tensor:
         if BARE not in predictions:

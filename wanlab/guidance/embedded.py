@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 
 from pydantic import Field
 from torch import Tensor
@@ -36,6 +36,9 @@ class Embedded(Rule):
 
     def combine(self, predictions: Mapping[str, Tensor], ctx: StepContext) -> Tensor:
         return guided(predictions, self.options.true_cfg_scale)
+
+    def acts(self, ctx: StepContext) -> Hashable:
+        return "embedded", self.scale(ctx), self.options.true_cfg_scale
 
     def needs_negative(self, num_steps: int) -> bool:
         return self.options.true_cfg_scale != 1

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import replace
 from typing import Any
 
 from pydantic import Field
 
-from wanlab.guidance._rule import Text, negative
+from wanlab.guidance._rule import PLAIN, Text, negative
 from wanlab.guidance.cfg import CFG
 from wanlab.registry import GUIDANCE
 from wanlab.sites import Branch, Conditions, StepContext
@@ -44,6 +45,10 @@ class NAG(CFG):
         o = self.options
         both = {**cond.text, **{f"negative_{name}": value for name, value in negative(text).items()}}
         return [replace(cond, text=both, nag=(o.scale, o.tau, o.alpha)), *others]
+
+    def acts(self, ctx: StepContext) -> Hashable:
+        o = self.options
+        return ("nag", self.scale(ctx), o.scale, o.tau, o.alpha) if self._acts else (PLAIN, self.scale(ctx))
 
     def needs_negative(self, num_steps: int) -> bool:
         return self._acts or super().needs_negative(num_steps)

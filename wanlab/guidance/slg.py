@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import replace
 from typing import Annotated, Self
 
@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from wanlab.errors import WanlabError
-from wanlab.guidance._rule import COND, UNCOND, Text, guided
+from wanlab.guidance._rule import COND, PLAIN, UNCOND, Text, guided
 from wanlab.guidance.cfg import CFG
 from wanlab.registry import GUIDANCE
 from wanlab.sites import Branch, Conditions, StepContext
@@ -68,6 +68,12 @@ class SLG(CFG):
         if SKIP not in predictions:
             return velocity
         return velocity + self.options.scale * (predictions[COND] - predictions[SKIP])
+
+    def acts(self, ctx: StepContext) -> Hashable:
+        scale, own = self.scale(ctx), self.options.scale
+        if not self._skips(ctx) or (own is None and scale == 1):
+            return PLAIN, scale
+        return "slg", scale, own, self.options.layers
 
     def _skips(self, ctx: StepContext) -> bool:
         inside = self.options.start <= ctx.step / ctx.num_steps < self.options.stop

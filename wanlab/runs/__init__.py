@@ -15,7 +15,7 @@
 Files are the truth: any process may die at any moment, and any other one reads what is there.
 """
 
-from wanlab.runs._claims import GaveUp, claim, fail, failure
+from wanlab.runs._claims import MAX_ATTEMPTS, GaveUp, claim, fail, failure, num_crashes
 from wanlab.runs._environment import environment
 from wanlab.runs._folder import (
     Source,
@@ -47,6 +47,7 @@ from wanlab.runs._working import (
 )
 
 __all__ = [
+    "MAX_ATTEMPTS",
     "NUMERICS",
     "RUN_JSON",
     "STALE_SECONDS",
@@ -77,6 +78,7 @@ __all__ = [
     "keep_alive",
     "new_folder",
     "now",
+    "num_crashes",
     "queue_run",
     "read_run",
     "read_sweep",

@@ -140,6 +140,14 @@ def _crashes(folder: Path, newest: int, found: RunRecord | None) -> int | None:
     return None if _has(folder, newest, last) else before + 1
 
 
+def num_crashes(folder: str | Path) -> int:
+    """How many attempts at a run ended with their process; 0 for one that somebody has in hand."""
+    folder = Path(folder)
+    with contextlib.suppress(WanlabError):
+        return _crashes(folder, newest_attempt(folder), _read(folder)) or 0
+    return 0
+
+
 def _has(folder: Path, number: int, attempt: Attempt | None) -> bool:
     """Whether the process that made a claim is alive, and, if it is this one, has not let go of it."""
     if attempt is not None:

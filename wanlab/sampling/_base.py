@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -30,6 +31,9 @@ class Sampler(abc.ABC):
     """Whether `noise` must be given."""
     history_lengths: tuple[int, ...] = (0,)
     """How many tensors a state of this sampler may remember; 0 at the start."""
+    reads_ahead: ClassVar[bool] = True
+    """Whether step i may read levels after `sigmas[i + 1]`. Runs that agree until there share it where a class says
+    False of itself: it is not inherited."""
     fixed_levels: tuple[float, ...] = ()
     """Noise levels that every run of this sampler takes, from the first on; it then has no use for flow_shift."""
 

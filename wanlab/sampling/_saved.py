@@ -10,8 +10,8 @@ from wanlab.errors import WanlabError
 from wanlab.files import atomic_write, header_gate
 from wanlab.sampling._state import SamplerState
 
-SCHEMA = 2
-_READABLE = ("1", "2")  # 2 may hold what guidance remembers
+SCHEMA = 3
+_READABLE = ("1", "2", "3")  # 2 may hold what guidance remembers, 3 what a cache does too
 _KEY = "wanlab sampler state"  # the only key of the metadata: safetensors writes several in no fixed order
 
 
@@ -26,10 +26,12 @@ def load_state(path: str | Path) -> SamplerState:
     path = Path(path)
     if header_gate(path).get("__metadata__", {}).get(_KEY) not in _READABLE:
         raise WanlabError(
-            f"{path.name} is no sampler state of schema {' or '.join(_READABLE)}",
+            f"{path.name} is no sampler state of schema {', '.join(_READABLE[:-1])} or {_READABLE[-1]}",
             remedy="Save one with wanlab.sampling.save_state.",
         )
     try:
-        return SamplerState.from_tensors(load(path.read_bytes()))
+        # copied, since the file has tensors wherever they lie, and kernels of the CPU may round differently at odd
+        # addresses
+        return SamplerState.from_tensors({name: x.clone() for name, x in load(path.read_bytes()).items()})
     except KeyError as missing:
         raise WanlabError(f"{path.name} lacks the tensor {missing}", remedy="Save the state again.") from missing

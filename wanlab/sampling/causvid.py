@@ -32,6 +32,7 @@ class CausVid(Euler):
     """
 
     integer_timesteps = True
+    reads_ahead = False
     fixed_levels = tuple(t / NUM_TRAIN_TIMESTEPS for t in _TIMESTEPS)
     flow_sigmas = staticmethod(causvid_sigmas)
     dynamic_sigmas = staticmethod(causvid_sigmas)

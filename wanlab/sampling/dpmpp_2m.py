@@ -19,6 +19,7 @@ class DPMpp2M(Sampler):
     """
 
     integer_timesteps = True
+    reads_ahead = False
     history_lengths = (0, 1)
 
     def __init__(self, sigmas: Tensor, noise: Noise | None = None, *, dtype: torch.dtype = torch.float32) -> None:

@@ -16,6 +16,8 @@ class Euler(Sampler):
     Source: same arithmetic as diffusers 0.42.1's FlowMatchEulerDiscreteScheduler.
     """
 
+    reads_ahead = False
+
     def step(self, state: SamplerState, velocity: Tensor, i: int) -> SamplerState:
         assert state.index == i, f"step {i} asked of a state at {state.index}"
         slope = velocity.to(state.latents.dtype)

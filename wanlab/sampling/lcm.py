@@ -20,6 +20,7 @@ class LCM(Sampler):
     """
 
     needs_noise = True
+    reads_ahead = False
     flow_sigmas = staticmethod(linear_sigmas)
 
     def step(self, state: SamplerState, velocity: Tensor, i: int) -> SamplerState:

@@ -22,6 +22,7 @@ class UniPC(Sampler):
     """
 
     integer_timesteps = True
+    reads_ahead = False
     history_lengths = (0, 2, 3)
 
     def __init__(self, sigmas: Tensor, noise: Noise | None = None, *, dtype: torch.dtype = torch.float32) -> None:

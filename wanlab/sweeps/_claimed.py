@@ -1,0 +1,69 @@
+"""A run that this process has in hand: its record until it ends, its result or why there is none."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from wanlab import media, runs
+from wanlab.errors import WanlabError
+from wanlab.files import PART
+from wanlab.result import Result, publishable
+from wanlab.spec import GenerationSpec
+from wanlab.watch import ended_as
+
+
+@dataclass(frozen=True)
+class Task:
+    """A point that is to be run, and where."""
+
+    spec: GenerationSpec
+    run: str
+    """The run id."""
+    folder: Path
+    group: str
+    """Points of equal groups may share steps; see `group_key`."""
+
+    def record(self, fingerprint: str) -> runs.RunRecord:
+        """What its run.json says before it ran."""
+        return runs.RunRecord(
+            id=self.run,
+            spec=publishable(self.spec).to_dict(),
+            seeds=[self.spec.sampling.seed],
+            fingerprint=fingerprint,
+            env=runs.environment(),
+        )
+
+
+class Claimed:
+    """A task in hand: `save` or `fail` ends that."""
+
+    def __init__(self, task: Task, record: runs.RunRecord) -> None:
+        self.task, self.record, self.started = task, record, runs.now()
+        self.path = task.folder
+
+    def save(self, result: Result) -> None:
+        """Write the complete run. Raises WanlabError for a full disk; the run is still in hand then."""
+        result.record = result.record.with_(attempt=self.record.attempt, started=self.record.started)
+        artifacts = result.artifacts()
+        parts = {name: self.path / f"{PART}encoded-{name}" for name in artifacts}
+        try:
+            for name, source in artifacts.items():
+                if callable(source):  # encoding may take minutes, in which the beats go on
+                    source(parts[name])
+                    artifacts[name] = parts[name]
+            runs.write_run(self.path, result.published_record(), artifacts)
+        finally:
+            for part in parts.values():
+                with contextlib.suppress(OSError):
+                    part.unlink(missing_ok=True)
+
+    def fail(self, error: BaseException) -> None:
+        """Write why there is no result."""
+        with contextlib.suppress(WanlabError):  # media that are not stored any more are in nobody's record
+            files = media.run_files(self.task.spec.media)
+            there = {name: file for name, file in files.items() if file.is_file()}
+            runs.fail(self.path, self.record, error, ended_as(error), runs.shared(there))
+            return
+        runs.fail(self.path, self.record, error, ended_as(error))

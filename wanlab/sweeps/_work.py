@@ -1,0 +1,154 @@
+"""What one process does for a sweep: claim points that nobody has in hand and run them, until all have ended."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from wanlab import pipeline, runs
+from wanlab.errors import shorten
+from wanlab.models import Model
+from wanlab.spec import GenerationSpec
+from wanlab.sweeps._checkpoint import adopt
+from wanlab.sweeps._claimed import Claimed, Task
+from wanlab.sweeps._group import Group
+from wanlab.sweeps._keys import group_key
+from wanlab.sweeps._models import Models
+from wanlab.sweeps._plan import forecast
+from wanlab.sweeps._watching import Watching
+
+_POLL_SECONDS = 0.5  # between looks at runs that other processes have in hand
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a sweep runs; plain data, so that it travels to other processes."""
+
+    share: bool = True
+    max_attempts: int = runs.MAX_ATTEMPTS
+    stale: Literal["keep", "rerun"] = "keep"
+    checkpoint_steps: int | None = None
+    device: str = "auto"
+
+
+class Work:
+    """The points of a sweep in one process."""
+
+    def __init__(self, out: Path, specs: Sequence[GenerationSpec], options: Options, models: Models) -> None:
+        self.out, self.options, self._models = out, options, models
+        self.tasks = [self._task(spec) for spec in specs]
+
+    def _task(self, spec: GenerationSpec) -> Task:
+        """Where a point runs. Raises WanlabError for one that its model cannot follow."""
+        model = self._models.of(spec)
+        spec = model.canonical(spec)
+        pipeline.checked(model, spec)
+        run = runs.run_id(spec.id, model.fingerprint)
+        name = runs.folder_name(spec, run)
+        return Task(spec, run, self.out / name, group_key(model, spec) if self.options.share else run)
+
+    # The plan
+
+    def groups(self, tasks: Sequence[Task]) -> list[list[Task]]:
+        """Tasks that may share work, one list a group; models, attention and compilation change as rarely as they can.
+
+        Within a model the groups are in the order of their first points.
+        """
+        found: dict[str, list[Task]] = {}
+        for task in tasks:
+            found.setdefault(task.group, []).append(task)
+        place = {task.run: i for i, task in enumerate(self.tasks)}
+        first: dict[str, int] = {}
+        for i, task in enumerate(self.tasks):
+            first.setdefault(_equipment(task.spec), i)
+        return sorted(found.values(), key=lambda group: (first[_equipment(group[0].spec)], place[group[0].run]))
+
+    def open_tasks(self) -> list[Task]:
+        """Tasks that have no result yet."""
+        done = self._finished()
+        return [task for task in self.tasks if task.run not in done]
+
+    def _finished(self) -> set[str]:
+        """Run ids with a result, and of those whose results other numerics made if they are to be kept."""
+        records = [row.record for row in runs.results(self.out) if row.record is not None and row.status == "ok"]
+        found = {record.id for record in records}
+        if self.options.stale == "keep":
+            stale = [record for record in records if record.numerics != runs.NUMERICS]
+            old = {(record.fingerprint, GenerationSpec.from_json(record.spec).id) for record in stale}
+            found |= {task.run for task in self.tasks if (self._models.of(task.spec).fingerprint, task.spec.id) in old}
+        return found
+
+    # Running
+
+    def run(self, watch: Watching) -> None:
+        """Run tasks until each has ended, here or elsewhere. Raises what stops all: an interrupt, `Cancelled`."""
+        ended: set[str] = set()
+        while True:
+            watch.check()
+            left = [task for task in self.open_tasks() if task.run not in ended]
+            if not left:
+                return
+            progressed = False
+            for group in self.groups(left):
+                progressed |= self._group(group, watch, ended)
+            if not progressed:
+                time.sleep(_POLL_SECONDS)  # others have what is left; one of them may die
+
+    def _group(self, tasks: Sequence[Task], watch: Watching, ended: set[str]) -> bool:
+        """Run what of a group can be had; whether that was anything. What ended or gave up goes into `ended`."""
+        model = self._models.of(tasks[0].spec)
+        claimed = self._claim(tasks, model, ended)
+        if not claimed:
+            return False
+        self._models.use(model)
+        specs = [member.task.spec for member in claimed]
+        expected = forecast(model, specs)
+        working = watch.working
+        watch.working = working.with_(alone=working.alone + expected.alone, planned=working.planned + expected.shared)
+        watch.begin(_in_words(specs), len(model.experts(specs[0].resolve(model))))
+        mine = {member.task.run for member in claimed}
+        folder = adopt(self.out / "checkpoints", tasks[0].group, mine, lambda run: run in self._finished())
+        Group(model, self._models, watch, folder, self.options.checkpoint_steps).run(claimed)
+        ended |= mine
+        return True
+
+    def _claim(self, tasks: Sequence[Task], model: Model, ended: set[str]) -> list[Claimed]:
+        """Take tasks in hand: all that can be had, but a run on its last try alone, lest others crash with it."""
+        found: list[Claimed] = []
+        for task in tasks:
+            if task.run in ended:
+                continue
+            if found and self._is_last_try(task):
+                continue
+            record = task.record(model.fingerprint)
+            try:
+                record = runs.claim(task.folder, record, self.options.max_attempts, self.options.stale)
+            except runs.GaveUp as error:
+                _log.warning("%s", error)
+                ended.add(task.run)
+                continue
+            if record is not None:
+                found.append(Claimed(task, record))
+            if found and self._is_last_try(found[0].task):
+                break
+        return found
+
+    def _is_last_try(self, task: Task) -> bool:
+        """Whether a run that crashed as often as it may, but once, is begun again."""
+        return runs.num_crashes(task.folder) >= max(1, self.options.max_attempts - 1)
+
+
+def _equipment(spec: GenerationSpec) -> str:
+    """What takes time to change between two runs: the network, what is in it, how it is compiled."""
+    return f"{spec.model} {spec.weights} {spec.lora} {spec.compile} {spec.attention}"
+
+
+def _in_words(specs: Sequence[GenerationSpec]) -> str:
+    first = specs[0]
+    words = f"{shorten(first.text.prompt, 60)}, seed {first.sampling.seed}"
+    return words if len(specs) == 1 else f"{words}: {len(specs)} points together"
