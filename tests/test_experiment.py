@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +75,11 @@ def test_each_point_runs_once_and_logs(tmp_path: Path) -> None:
 
 def test_what_was_planned_runs_whatever_is_saved_meanwhile(tmp_path: Path) -> None:
     path = experiment(tmp_path / "q", COUNT + "\nopen('run.ipynb', 'w').write('{}')", grid={"x": [1, 2]})
-    assert run_experiment(path, tmp_path / "out").counts() == {"ok": 2}
+
+    async def inside() -> Any:  # a notebook that runs experiments has an event loop
+        return run_experiment(path, tmp_path / "out")
+
+    assert asyncio.run(inside()).counts() == {"ok": 2}
     assert ran(path) == ["1", "2"]
 
 
@@ -135,6 +142,17 @@ def test_values_are_plain_json(tmp_path: Path) -> None:
         with pytest.raises(WanlabError, match=r"^x"):
             source.value("x", value)
     assert source.parameters == {"x": 1, "y": "x + 1"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*/run.ipynb")), ids=lambda path: path.parent.name)
+def test_our_own_experiments(path: Path) -> None:
+    """They can be read, their notebooks hold no outputs, and no two points share a folder."""
+    found = read_experiment(path)
+    assert len({point.folder for point in found.points}) == len(found.points)
+    assert all(len(point.folder) <= 80 for point in found.points)
+    assert (path.parent / "README.md").read_text().startswith("# ")
+    stripped = subprocess.run([sys.executable, "-m", "nbstripout", "--verify", str(path)], check=False)
+    assert stripped.returncode == 0
 
 
 def broken(folder: Path, what: str) -> Path:

@@ -110,15 +110,17 @@ def _points(notebook: Notebook, settings: Sequence[Mapping[str, Any]]) -> tuple[
     found: dict[str, runs.Point] = {}
     for point, values in zip(settings, whole, strict=True):
         name = notebook.point_id(point)
-        folder = "_".join(filter(None, [_slug({name: values[name] for name in varying}), name]))
+        folder = "_".join(filter(None, [_slug({name: values[name] for name in varying if name in point}), name]))
         found.setdefault(name, runs.Point(id=name, settings=dict(point), folder=folder))
     return tuple(found.values())
 
 
 def _slug(settings: Mapping[str, Any]) -> str:
     """Settings as words that every file system takes: "cache-magcache_seed-3"."""
-    words = [f"{name}-{_word(value)}" for name, value in settings.items()]
-    return "_".join(words)[:_SLUG].strip("-_.")
+    words = "_".join(f"{name}-{_word(value)}" for name, value in settings.items())
+    if len(words) > _SLUG:
+        words = words[: _SLUG + 1].rpartition("_")[0] or words[:_SLUG]  # ends with a whole setting
+    return words.strip("-_.")
 
 
 def _word(value: Any) -> str:

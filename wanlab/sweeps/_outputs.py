@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from wanlab.files import writing
+
 CELL_TEXT = 200_000  # characters of one stream of one cell, half from its start and half from its end
 MOST_PRINTED = 32 << 20  # characters that all cells of a point may print
 MOST_BYTES = 5_000_000  # of an executed notebook
@@ -58,7 +60,9 @@ class Log:
 
     def __init__(self, path: Path) -> None:
         mode = "ab" if path.is_file() and path.stat().st_size < _LOG_HEAD else "wb"
-        self._file = open(path, mode, buffering=0)  # noqa: SIM115 - closed by `close`
+        self._path = path
+        with writing(path):
+            self._file = open(path, mode, buffering=0)  # noqa: SIM115 - closed by `close`
         self._left = _LOG_HEAD
         self._late = Text(_LOG_TAIL)
 
@@ -75,7 +79,8 @@ class Log:
         now, later = text[: self._left], text[self._left :]
         self._left -= len(now)
         if now:
-            self._file.write(now.encode(errors="backslashreplace"))
+            with writing(self._path):
+                self._file.write(now.encode(errors="backslashreplace"))
         if later:
             self._late.add(later)
 
