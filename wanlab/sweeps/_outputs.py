@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ MOST_OUTPUTS = 1000  # of a cell
 _DISPLAYS = 16 << 20  # bytes of displays that are held until the end, where the largest are left out
 _LOG_HEAD, _LOG_TAIL = 2_000_000, 100_000  # characters
 _LINE = 20_000  # characters of a line of a traceback
-_OVERWRITTEN = re.compile(r"[^\n]*\r(?=[^\n])")
 
 
 class Text:
@@ -52,7 +50,16 @@ def _rewritten(text: str, more: str) -> str:
     if "\r" not in more and not text.endswith("\r"):
         return text + more
     start = text.rfind("\n") + 1
-    return text[:start] + _OVERWRITTEN.sub("", text[start:] + more)
+    return text[:start] + _shown(text[start:] + more)
+
+
+def _shown(text: str) -> str:
+    """What a terminal shows of lines that carriage returns start anew."""
+    lines = []
+    for line in text.split("\n"):
+        whole = line.rstrip("\r")
+        lines.append(whole.rpartition("\r")[2] + line[len(whole) :])
+    return "\n".join(lines)
 
 
 class Log:
@@ -131,7 +138,7 @@ class Outputs:
         text = self._texts.setdefault(out.name, Text())
         self.printed += text.add(out.text)
         self.log.write(out.text)
-        lines = _OVERWRITTEN.sub("", out.text[-_LINE:]).split("\n")
+        lines = _shown(out.text[-_LINE:]).split("\n")
         self.line = next((line for line in map(str.strip, reversed(lines)) if line), self.line)[:200]
         if new:
             out.text = str(text)
