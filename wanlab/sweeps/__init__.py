@@ -15,6 +15,7 @@ from wanlab.registry import lazy
 
 if TYPE_CHECKING:
     from wanlab.sweeps._checkpoint import Checkpoints
+    from wanlab.sweeps._clients import local_cluster, slurm_options
     from wanlab.sweeps._grid import Grid, grid, zip_
     from wanlab.sweeps._keys import conditions_key, group_key, text_key
     from wanlab.sweeps._plan import Forecast, Segment, forecast, plan
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Checkpoints": "_checkpoint",
+    "local_cluster": "_clients",
+    "slurm_options": "_clients",
     "Grid": "_grid",
     "grid": "_grid",
     "zip_": "_grid",
@@ -60,9 +63,11 @@ __all__ = [
     "forecast",
     "grid",
     "group_key",
+    "local_cluster",
     "plan",
     "run_sweep",
     "seeds",
+    "slurm_options",
     "text_key",
     "zip_",
 ]
