@@ -11,6 +11,8 @@ from typing import Any
 from wanlab.spec import GenerationSpec
 from wanlab.sweeps._plan import Segment, plan
 
+_SLACK = 1.1
+"""The longest part may be so much longer than it need be, if less is then done twice."""
 _WORTH = 0.98
 """A group is split if all is then done in less than this share of the time."""
 
@@ -51,9 +53,8 @@ class Line:
         return Line(self.keys[start:stop], self.paths[start:stop], (0, *self.shared[start + 1 : stop]))
 
     def parts(self, number: int) -> list[Line]:
-        """The line cut in so many parts, that the longest is as short as it can be, and then least is done twice."""
-        bound = self._shortest(number)
-        ends = self._cheapest(number, bound)
+        """The line cut in at most so many parts: the longest about as short as it can be, and least done twice."""
+        ends = self._cheapest(number, int(self._shortest(number) * _SLACK))
         return [self.part(start, stop) for start, stop in zip([0, *ends], [*ends, len(self.keys)], strict=True)]
 
     def _shortest(self, number: int) -> int:
