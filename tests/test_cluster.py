@@ -66,7 +66,7 @@ def client() -> Iterator[Any]:
 def near() -> Iterator[Any]:
     """A worker that is a thread of this process."""
     found = distributed.Client(
-        processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None, set_as_default=False
+        processes=False, n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0", set_as_default=False
     )
     with found:
         yield found
@@ -278,7 +278,7 @@ def test_what_dask_gives_up_is_given_again_while_it_gets_on(near: Any, tmp_path:
     jobs = [Job(f.name, 3 - i, "", (killing, f.name), lambda f=f: open_runs(f)) for i, f in enumerate(folders)]
     Dispatch(near, tmp_path).run(jobs)
     assert [runs.read_run(folder).status for folder in folders] == ["failed", "failed", "ok"]
-    assert runs.read_run(folders[1]).error["type"] == "KilledWorker"
+    assert runs.read_run(folders[1]).error.type == "KilledWorker"
     assert sorted(spent) == ["a", "a", "a", "b", "c"]
 
 
@@ -398,7 +398,7 @@ def test_addresses(address: str, is_safe: bool) -> None:
 
 def test_a_scheduler_that_anybody_reaches_is_refused(tiny: Model, tmp_path: Path) -> None:
     grid = wanlab.grid(spec_of(tiny), seed=[1, 2])
-    options = {"cls": distributed.Scheduler, "options": {"host": "0.0.0.0", "dashboard": False}}
+    options = {"cls": distributed.Scheduler, "options": {"host": "0.0.0.0", "dashboard_address": "127.0.0.1:0"}}
     with (
         distributed.SpecCluster(workers={}, scheduler=options, silence_logs=logging.ERROR) as cluster,
         distributed.Client(cluster, set_as_default=False) as open_to_all,
@@ -408,7 +408,7 @@ def test_a_scheduler_that_anybody_reaches_is_refused(tiny: Model, tmp_path: Path
 
 
 def test_a_worker_of_several_threads_is_refused(tmp_path: Path) -> None:
-    options = {"processes": False, "n_workers": 1, "threads_per_worker": 2, "dashboard_address": None}
+    options = {"processes": False, "n_workers": 1, "threads_per_worker": 2, "dashboard_address": "127.0.0.1:0"}
     with (
         distributed.LocalCluster(**options) as cluster,
         distributed.Client(cluster, set_as_default=False) as wide,
@@ -454,18 +454,27 @@ def test_gpus_are_counted_among_those_that_are_visible(monkeypatch: pytest.Monke
 # Clusters of other machines
 
 
-def test_a_job_of_slurm_is_one_worker_with_one_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_of_slurm_is_one_worker_with_one_gpu(tmp_path: Path) -> None:
+    """The script that dask-jobqueue would submit; its scheduler listens with TLS."""
     jobqueue = pytest.importorskip("dask_jobqueue")
-    monkeypatch.chdir(tmp_path)
-    with jobqueue.SLURMCluster(
-        queue="gpu", cores=8, memory="64GB", walltime="08:00:00", **sweeps.slurm_options()
-    ) as cluster:
-        lines = cluster.job_script().splitlines()
+    options = {"queue": "gpu", "cores": 8, "memory": "64GB", "walltime": "08:00:00", "silence_logs": logging.ERROR}
+    with jobqueue.SLURMCluster(**options, **sweeps.slurm_options(tmp_path)) as cluster:
+        *directives, command = (line for line in cluster.job_script().splitlines() if line)
         assert cluster.scheduler_address.startswith("tls://")
-    command = lines[-1].split()
-    assert "#SBATCH --gres=gpu:1" in lines
-    assert "#SBATCH -p gpu" in lines
-    for words in (["--nthreads", "1"], ["--resources", "GPU=1"], ["--preload", "wanlab.sweeps._worker"]):
-        assert " ".join(words) in lines[-1]
-    assert command.count("--nthreads") == 1 or command[len(command) - command[::-1].index("--nthreads")] == "1"
-    assert "--tls-cert" in lines[-1]
+        keys = list(tmp_path.iterdir())
+        assert {path.stat().st_mode & 0o777 for path in keys} == {0o600}
+        with distributed.Client(cluster, set_as_default=False) as client:
+            assert _clients.checked(client) is client
+    assert {"#SBATCH --gres=gpu:1", "#SBATCH -p gpu", "#SBATCH --cpus-per-task=8"} <= set(directives)
+    words = command.split()
+    asked = {words[i]: words[i + 1] for i in range(len(words) - 1) if words[i].startswith("--")}  # the last one counts
+    assert asked["--nthreads"] == "1"
+    assert asked["--resources"] == "GPU=1"
+    assert asked["--preload"] == "wanlab.sweeps._worker"
+    assert asked["--protocol"] == "tls://"
+    assert words[words.index("-m") + 1] == "distributed.cli.dask_worker"
+    assert {str(path) for path in keys} == {asked[f"--tls-{name}"] for name in ("ca-file", "cert", "key")}
+    with pytest.raises(WanlabError, match="no folder"):
+        sweeps.slurm_options(tmp_path / "none")
+    with pytest.raises(WanlabError, match="gpus = 2"):
+        sweeps.slurm_options(tmp_path, gpus=2)

@@ -20,6 +20,8 @@ _SAFE = ("tls", "inproc")
 _CONFIG = {
     "distributed.nanny.pre-spawn-environ": {},  # it would be left in this process' environment
     "distributed.scheduler.worker-ttl": None,  # reading weights may keep a worker from answering for minutes
+    "distributed.scheduler.http.routes": [],
+    "distributed.worker.http.routes": [],
     "distributed.comm.timeouts.connect": "60s",
 }
 
@@ -61,7 +63,7 @@ def local_cluster(
             workers={i: _worker(dask, seen[i] if seen else "", threads) for i in range(number)},
             scheduler={
                 "cls": dask.Scheduler,
-                "options": {"host": HOST, "port": 0, "dashboard": False, "dashboard_address": None},
+                "options": {"host": HOST, "port": 0, "dashboard": False, "dashboard_address": f"{HOST}:0"},
             },
             silence_logs=logging.ERROR,
         )
@@ -126,7 +128,7 @@ def _worker(dask: Any, gpu: str, threads: int) -> dict[str, Any]:
             "memory_limit": 0,  # that of a child, such as a notebook's kernel, is not counted
             "host": HOST,
             "dashboard": False,
-            "dashboard_address": None,
+            "dashboard_address": f"{HOST}:0",
             "resources": {GPU: 1} if gpu else None,
             "env": {"CUDA_VISIBLE_DEVICES": gpu, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)},
             "silence_logs": logging.ERROR,
@@ -135,33 +137,40 @@ def _worker(dask: Any, gpu: str, threads: int) -> dict[str, Any]:
     }
 
 
-def slurm_options(*, gpus: int = 1) -> dict[str, Any]:
-    """Arguments of `dask_jobqueue.SLURMCluster` under which a job is one worker with one GPU, as a sweep needs.
+def slurm_options(folder: str | os.PathLike[str], *, gpus: int = 1) -> dict[str, Any]:
+    """Arguments of `dask_jobqueue.SLURMCluster` under which a job is one worker with one GPU, as a sweep needs it.
 
-        cluster = SLURMCluster(queue="gpu", cores=8, memory="64GB", walltime="08:00:00", **sweeps.slurm_options())
+        cluster = SLURMCluster(queue="gpu", cores=8, memory="64GB", walltime="08:00:00", **sweeps.slurm_options("."))
         cluster.scale(jobs=4)
         with Client(cluster) as client:
             wanlab.run_sweep(grid, out, executor=client)
 
-    The scheduler speaks TLS with certificates made for this cluster; they are put on the shared disk, in the folder
-    where this is called, readable by the user alone. All have to see `out` and the weights under the same paths.
-    gpus=0: workers on the CPU.
+    The scheduler speaks TLS with a key made for this cluster alone, which its workers read from `folder`, as the user:
+    it has to be on the shared disk, as `out` and the weights are. gpus=0: workers on the CPU.
+    Raises WanlabError for a folder that is not there, and without what the extra `slurm` installs.
     """
-    dask = distributed()
+    if not os.path.isdir(folder):
+        raise WanlabError(f"There is no folder {shorten(str(folder))}", remedy="Name one on the disk that all share")
+    if isinstance(gpus, bool) or gpus not in (0, 1):
+        raise WanlabError(
+            f"gpus = {shorten(gpus)}", choices=(0, 1), remedy="Ask for more workers: cluster.scale(jobs=4)"
+        )
+    words = ["--nthreads", "1", "--preload", _SETUP, "--no-dashboard"]
     return {
         "processes": 1,
-        "security": dask.Security.temporary(),
         "protocol": "tls://",
-        "job_extra_directives": [f"--gres=gpu:{gpus}"] if gpus else [],
-        "worker_extra_args": [
-            "--nthreads",
-            "1",
-            *(["--resources", f"{GPU}={gpus}"] if gpus else []),
-            "--preload",
-            _SETUP,
-            "--no-dashboard",
-        ],
+        "security": _security(),
+        "shared_temp_directory": os.path.abspath(folder),
+        "job_extra_directives": ["--gres=gpu:1"] if gpus else [],
+        "worker_extra_args": [*words, "--resources", f"{GPU}=1"] if gpus else words,
     }
+
+
+def _security() -> Any:
+    try:
+        return distributed().Security.temporary()
+    except ImportError as error:
+        raise WanlabError(f"Keys cannot be made ({error})", remedy='pip install "wanlab[cluster,slurm]"') from None
 
 
 def checked(client: Any) -> Any:

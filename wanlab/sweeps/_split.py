@@ -74,20 +74,19 @@ class Line:
     def _cheapest(self, number: int, bound: int) -> list[int]:
         """Where to cut, at most `number` parts of at most `bound`; what is done twice is what is shared at a cut."""
         length = len(self.keys)
-        best: list[dict[int, tuple[int, list[int]]]] = [{0: (0, [])}]  # after some parts: end -> (repeated, cuts)
+        best: list[dict[int, tuple[int, int, list[int]]]] = [{0: (0, 0, [])}]
+        """After some parts: where they end -> (done twice, the longest, cuts)."""
         for _ in range(number):
-            ends: dict[int, tuple[int, list[int]]] = {}
-            for start, (repeated, cuts) in best[-1].items():
+            ends: dict[int, tuple[int, int, list[int]]] = {}
+            for start, (repeated, longest, cuts) in best[-1].items():
                 for stop in range(start + 1, length + 1):
-                    if self.cost(start, stop) > bound:
+                    if (cost := self.cost(start, stop)) > bound:
                         break
-                    more = repeated + (self.shared[start] if start else 0)
-                    if stop not in ends or more < ends[stop][0]:
-                        ends[stop] = (more, [*cuts, start] if start else cuts)
+                    found = (repeated + (self.shared[start] if start else 0), max(longest, cost))
+                    if stop not in ends or found < ends[stop][:2]:
+                        ends[stop] = (*found, [*cuts, start] if start else cuts)
             best.append(ends)
-        return min((ends[length] for ends in best[1:] if length in ends), key=lambda found: (found[0], len(found[1])))[
-            1
-        ]
+        return min(ends[length] for ends in best if length in ends)[2]
 
 
 def _leaves(tree: Segment, path: int, shared: int) -> Iterable[tuple[str, int, int]]:
