@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from wanlab.watch import Cancelled
 
 _POLL_SECONDS = 0.2  # between looks for the cancel file and for new workers
 _WAIT_SECONDS = 15.0  # until it is told that there is no worker
+_FUTILE = 3  # workers that may die at a job before any of its runs has begun
 _log = logging.getLogger(__name__)
 
 
@@ -52,6 +52,9 @@ class Dispatch:
     _had: dict[str, str] = field(default_factory=dict)
     """Worker -> the equipment of its last job."""
     _crashes: dict[str, int] = field(default_factory=dict)
+    """Job -> how often its open runs had crashed when it was given again."""
+    _deaths: dict[str, int] = field(default_factory=dict)
+    """Job -> workers that it lost."""
     _woken: threading.Event = field(default_factory=threading.Event)
 
     def run(self, jobs: Sequence[Job]) -> None:
@@ -68,19 +71,18 @@ class Dispatch:
             raise Cancelled(f"The sweep in {self.out} was cancelled.")
 
     def _run(self, left: list[Job]) -> None:
-        idle_since = time.monotonic()
+        heard = time.monotonic()
         while (left or self._given) and not runs.is_cancelled(self.out):
             self._check()
-            if left:
-                idle = self._idle()
-                for worker in idle:
-                    if left:
-                        self._give(worker, left.pop(left.index(self._next(worker, left))))
-                if idle or self._given:
-                    idle_since = time.monotonic()
-                elif time.monotonic() - idle_since > _WAIT_SECONDS:
-                    _log.warning("Waiting for a worker: %s has none", self.client.scheduler.address)
-                    idle_since = time.monotonic()
+            working = self.client.processing()
+            left += self._lost(working)
+            for worker in self._idle(working)[: len(left)]:
+                self._give(worker, left.pop(left.index(self._next(worker, left))))
+            if working:
+                heard = time.monotonic()
+            elif time.monotonic() - heard > _WAIT_SECONDS:
+                _log.warning("Waiting for a worker: %s has none", self.client.scheduler.address)
+                heard = time.monotonic()
             self._woken.wait(_POLL_SECONDS)
             self._woken.clear()
             left += self._collect()
@@ -91,12 +93,26 @@ class Dispatch:
                 f"The connection to the scheduler is {self.client.status}", remedy="Run it again: what ended well stays"
             )
 
-    def _idle(self) -> list[str]:
-        """Workers without a job of anybody."""
-        found = self.client.processing()
-        known = {key for keys in found.values() for key in keys}
+    def _idle(self, working: Mapping[str, Sequence[str]]) -> list[str]:
+        """Workers without a job of anybody; `working` has the keys of what each one does."""
+        known = {key for keys in working.values() for key in keys}
         reserved = {worker for future, (_, worker) in self._given.items() if future.key not in known}
-        return [worker for worker, keys in found.items() if not keys and worker not in reserved]
+        return [worker for worker, keys in working.items() if not keys and worker not in reserved]
+
+    def _lost(self, working: Mapping[str, Sequence[str]]) -> list[Job]:
+        """Jobs whose worker died when there was no other one: Dask would wait for that address to come back."""
+        known, again = {key for keys in working.values() for key in keys}, []
+        for future, (job, worker) in list(self._given.items()):
+            if not working or worker in working or future.key in known or future.done():
+                continue
+            del self._given[future]
+            future.cancel()
+            error = WanlabError(f"The worker at {worker} died", remedy="See what it wrote; it may lack memory")
+            if self._got_further(job) or self._deaths[job.key] < _FUTILE:
+                again.append(job)
+            else:
+                self._fail(job, error)
+        return again
 
     def _next(self, worker: str, left: Sequence[Job]) -> Job:
         """What a worker is best given: for what it holds, else for what no other one does; the longest of those."""
@@ -106,11 +122,11 @@ class Dispatch:
 
     def _give(self, worker: str, job: Job) -> None:
         function, *arguments = job.call
-        again = self._crashes.get(job.key)
+        deaths = self._deaths.get(job.key, 0)
         future = self.client.submit(
             function,
             *arguments,
-            key=f"wanlab-{job.key}" if again is None else f"wanlab-{job.key}-{again}",
+            key=f"wanlab-{job.key}-{deaths}" if deaths else f"wanlab-{job.key}",
             pure=False,
             retries=0,
             workers=[worker],
@@ -148,9 +164,9 @@ class Dispatch:
     def _got_further(self, job: Job) -> bool:
         """Whether a job whose workers died may come to an end: some run of it crashed that had not before."""
         left = [runs.num_crashes(folder) for folder, _ in job.records()]
-        crashes = sum(left)
-        before, self._crashes[job.key] = self._crashes.get(job.key, 0), crashes
-        return crashes > before and any(number < self.max_attempts for number in left)
+        before, self._crashes[job.key] = self._crashes.get(job.key, 0), sum(left)
+        self._deaths[job.key] = self._deaths.get(job.key, 0) + 1
+        return sum(left) > before and any(number < self.max_attempts for number in left)
 
     def _fail(self, job: Job, error: BaseException) -> None:
         """Write into what is left of a job why it is not done."""
@@ -177,6 +193,5 @@ class Dispatch:
             if time.monotonic() - told > _WAIT_SECONDS:
                 _log.warning("Waiting for %d workers to stop", len(self._given))
                 told = time.monotonic()
-            with contextlib.suppress(TimeoutError):
-                self._woken.wait(_POLL_SECONDS)
+            self._woken.wait(_POLL_SECONDS)
             self._woken.clear()
