@@ -27,8 +27,10 @@ import psutil
 import torch
 
 import wanlab
+from tests.question import experiment
 from tests.tiny import tiny_wan
 from wanlab import runs, stages, sweeps
+from wanlab.cli import main
 from wanlab.errors import WanlabError
 from wanlab.models import Model
 from wanlab.sweeps import _clients, _cluster
@@ -291,6 +293,30 @@ def test_a_job_that_cannot_run_is_written_down(near: Any, tiny: Model, tmp_path:
     Dispatch(near, tmp_path).run(found)
     assert runs.results(tmp_path).counts() == {"failed": 1, "ok": 1}
     assert "other weights" in next(row.error for row in runs.results(tmp_path) if row.status == "failed")
+
+
+def test_notebooks_run_in_kernels_of_the_workers(client: Any, tmp_path: Path) -> None:
+    """One that fails is written down, and the others are not its matter."""
+    cell = (
+        "import os; from wanlab import log; log(parent=os.getppid(), y=10 // x, gpu=os.environ['CUDA_VISIBLE_DEVICES'])"
+    )
+    path = experiment(tmp_path / "question", cell, grid={"x": [1, 0, 2]})
+    found = sweeps.run_experiment(path, tmp_path / "out", executor=client)
+    assert found.counts() == {"ok": 2, "failed": 1}
+    assert {row.settings["x"]: row.metrics["y"] for row in found if row.status == "ok"} == {1: 10, 2: 5}
+    workers = set(client.run(os.getpid).values())
+    assert all(row.metrics["parent"] in workers and row.metrics["gpu"] == "" for row in found if row.status == "ok")
+    assert {p for found in pids(found).values() for p in found} <= workers
+    assert runs.read_working(tmp_path / "out") == []
+
+
+@pytest.mark.slow
+def test_the_command_takes_workers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = experiment(tmp_path / "question", "from wanlab import log; log(y=x)", grid={"x": [1, 2]})
+    assert main(["sweep", str(path), "--out", str(tmp_path / "out"), "--workers", "1", "--gpus", ""]) == 0
+    assert os.getpid() not in {p for found in pids(runs.results(tmp_path / "out")).values() for p in found}
+    assert main(["sweep", str(path), "--workers", "3", "--gpus", "0,1"]) != 0
+    assert "3 workers for 2 GPUs" in capsys.readouterr().err
 
 
 # Stopping

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from wanlab.study import estimate as estimate
     from wanlab.sweeps import Grid as Grid
     from wanlab.sweeps import grid as grid
+    from wanlab.sweeps import log as log
+    from wanlab.sweeps import run_experiment as run_experiment
     from wanlab.sweeps import run_sweep as run_sweep
     from wanlab.sweeps import seeds as seeds
     from wanlab.sweeps import zip_ as zip_
@@ -65,6 +67,8 @@ _HOMES = {  # public name -> the module of this package that it lives in
     "estimate": "study",
     "Grid": "sweeps",
     "grid": "sweeps",
+    "log": "sweeps",
+    "run_experiment": "sweeps",
     "run_sweep": "sweeps",
     "seeds": "sweeps",
     "zip_": "sweeps",

@@ -14,6 +14,7 @@ from wanlab.errors import WanlabError, unknown
 
 COMMANDS = {  # name -> what --help says; each is a module `_<name>` of this package with `run(words) -> status`
     "generate": "make a clip or an image and save it",
+    "sweep": "run experiments in notebooks and grids of specs, and what is missing of them",
     "models": "list the models and what of them is on this machine",
     "lab": "open JupyterLab on the notebooks",
     "doctor": "check this installation, and end with a short generation",
@@ -24,7 +25,8 @@ MISTAKE, INTERRUPTED = 2, 130
 def main(words: Sequence[str] | None = None) -> int:
     """Run `wanlab <words>`, by default the process's own, and return the exit status.
 
-    0: well; 1: the doctor found a fault; 2: a mistake in what was asked, told on stderr; 130: interrupted.
+    0: well; 1: the doctor found a fault, or some runs of a sweep failed; 2: a mistake in what was asked, told on
+    stderr; 130: interrupted.
     """
     words = list(sys.argv[1:] if words is None else words)
     try:

@@ -16,9 +16,12 @@ from wanlab.registry import lazy
 if TYPE_CHECKING:
     from wanlab.sweeps._checkpoint import Checkpoints
     from wanlab.sweeps._clients import local_cluster, slurm_options
+    from wanlab.sweeps._experiment import Experiment, default_out, read_experiment, refuse, run_experiment, run_points
     from wanlab.sweeps._grid import Grid, grid, zip_
     from wanlab.sweeps._keys import conditions_key, group_key, text_key
+    from wanlab.sweeps._log import log
     from wanlab.sweeps._plan import Forecast, Segment, forecast, plan
+    from wanlab.sweeps._point import PointOptions, run_point
     from wanlab.sweeps._points import Zip, expand, seeds
     from wanlab.sweeps._preview import Preview
     from wanlab.sweeps._progress import SweepProgress
@@ -27,6 +30,15 @@ if TYPE_CHECKING:
     from wanlab.sweeps._variant import Variant
 
 _HOME = {
+    "Experiment": "_experiment",
+    "default_out": "_experiment",
+    "read_experiment": "_experiment",
+    "refuse": "_experiment",
+    "run_points": "_experiment",
+    "run_experiment": "_experiment",
+    "log": "_log",
+    "PointOptions": "_point",
+    "run_point": "_point",
     "Checkpoints": "_checkpoint",
     "local_cluster": "_clients",
     "slurm_options": "_clients",
@@ -52,8 +64,10 @@ _HOME = {
 }
 __all__ = [
     "Checkpoints",
+    "Experiment",
     "Forecast",
     "Grid",
+    "PointOptions",
     "Preview",
     "Segment",
     "SweepProgress",
@@ -61,13 +75,20 @@ __all__ = [
     "Variant",
     "Zip",
     "conditions_key",
+    "default_out",
     "denoise_together",
     "expand",
     "forecast",
     "grid",
     "group_key",
     "local_cluster",
+    "log",
     "plan",
+    "read_experiment",
+    "refuse",
+    "run_experiment",
+    "run_point",
+    "run_points",
     "run_sweep",
     "seeds",
     "slurm_options",

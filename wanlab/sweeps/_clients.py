@@ -230,3 +230,12 @@ def _is_safe(address: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def enter(folder: str) -> None:
+    """Go to the folder that the sweep was started in: relative paths and its workspace are found from there."""
+    if os.path.isdir(folder):
+        if os.getcwd() != folder:
+            os.chdir(folder)
+        return
+    raise WanlabError(f"This worker sees no folder {folder}", remedy="Start the sweep in one that all share")

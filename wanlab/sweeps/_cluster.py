@@ -21,7 +21,7 @@ from wanlab.errors import WanlabError
 from wanlab.spec import GenerationSpec
 from wanlab.spec.identity import content_id
 from wanlab.sweeps._claimed import Task
-from wanlab.sweeps._clients import checked
+from wanlab.sweeps._clients import checked, enter
 from wanlab.sweeps._dispatch import Dispatch, Job
 from wanlab.sweeps._models import Models
 from wanlab.sweeps._split import Line, spread
@@ -109,15 +109,6 @@ def work_on(data: Mapping[str, Any]) -> str:
                 remedy="Make both see the same files",
             )
         return _run(work)
-
-
-def enter(folder: str) -> None:
-    """Go to the folder that the sweep was started in: relative paths and its workspace are found from there."""
-    if os.path.isdir(folder):
-        if os.getcwd() != folder:
-            os.chdir(folder)
-        return
-    raise WanlabError(f"This worker sees no folder {folder}", remedy="Start the sweep in one that all share")
 
 
 def _run(work: Work) -> str:
