@@ -6,6 +6,7 @@ import json
 import sys
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,17 +46,18 @@ def run(words: Sequence[str]) -> int:
 
     changes = read_settings([word for word in arguments.words if _is_change(word)])
     statuses = []
-    for path in paths:
-        out = _out(path, arguments.out, len(paths) > 1)
-        try:
-            statuses.append(_one(_task(path, out, changes, arguments), arguments.dry_run))
-        except WanlabError as error:
-            if len(paths) == 1:
-                raise
-            _refused(out, error, arguments.dry_run)
-            statuses.append(_SOME_FAILED)
-        if statuses[-1] == _INTERRUPTED:
-            break
+    with _executor(arguments) as executor:
+        for path in paths:
+            out = _out(path, arguments.out, len(paths) > 1)
+            try:
+                statuses.append(_one(_task(path, out, changes, arguments, executor), arguments.dry_run))
+            except WanlabError as error:
+                if len(paths) == 1:
+                    raise
+                _refused(out, error, arguments.dry_run)
+                statuses.append(_SOME_FAILED)
+            if statuses[-1] == _INTERRUPTED:
+                break
     return max(statuses)
 
 
@@ -111,8 +113,7 @@ class _Task:
     work: Callable[[], Any]
 
 
-def _task(path: Path, out: Path, changes: Mapping[str, Any], arguments: Any) -> _Task:
-    executor = _executor(arguments)
+def _task(path: Path, out: Path, changes: Mapping[str, Any], arguments: Any, executor: Any) -> _Task:
     stale = "rerun" if arguments.rerun_stale else "keep"
     if path.suffix == ".json":
         return _specs(
@@ -130,11 +131,25 @@ def _task(path: Path, out: Path, changes: Mapping[str, Any], arguments: Any) -> 
     return _Task(experiment.title, out, ids, overview, lambda: run_points(experiment, out, options, executor))
 
 
-def _executor(arguments: Any) -> Any:
-    """Who runs the points."""
-    if arguments.workers is not None or arguments.gpus is not None:
-        raise WanlabError("Sweeps run in one process", remedy="Leave out --workers and --gpus")
-    return "local"
+def _executor(arguments: Any) -> AbstractContextManager[Any]:
+    """Who runs the points: this process, or workers that live as long as the context."""
+    if arguments.dry_run or (arguments.workers is None and arguments.gpus is None):
+        return nullcontext("local")
+    from wanlab.sweeps import local_cluster
+
+    words = None if arguments.gpus is None else [word.strip() for word in arguments.gpus.split(",") if word.strip()]
+    gpus = None if words is None else [int(word) if word.isdigit() else word for word in words]
+    return local_cluster(arguments.workers, gpus)
+
+
+def _run_specs(grid: Any, out: Path, options: Mapping[str, Any]) -> None:
+    from wanlab.sweeps import run_sweep
+    from wanlab.watch import Cancelled
+
+    try:
+        run_sweep(grid, out, **options)
+    except Cancelled:
+        raise KeyboardInterrupt from None
 
 
 def _specs(path: Path, out: Path, changes: Mapping[str, Any], options: Mapping[str, Any]) -> _Task:
@@ -151,7 +166,7 @@ def _specs(path: Path, out: Path, changes: Mapping[str, Any], options: Mapping[s
     if not len(grid):
         raise WanlabError(f"No point of {path} has {json.dumps(dict(changes))}", remedy="--dry-run shows them")
     ids = [point.id for point in grid.points()]
-    return _Task(path.stem, out, ids, str(grid.preview(out=out)), lambda: sweeps.run_sweep(grid, out, **options))
+    return _Task(path.stem, out, ids, str(grid.preview(out=out)), lambda: _run_specs(grid, out, options))
 
 
 def _one(task: _Task, is_dry: bool) -> int:

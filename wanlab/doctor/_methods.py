@@ -24,14 +24,15 @@ _REQUIRED = {"sdpa", "math"}  # `auto`, and the one that others are measured wit
 PURPOSES = {  # extra -> what it is for
     "attention": "8-bit attention",
     "browser": "the tests that drive JupyterLab in Chromium",
-    "cluster": "sweeps on several machines",
+    "cluster": "sweeps on several GPUs or machines",
     "frame": "tables of sweeps",
     "memory": "models larger than the GPU",
     "metrics": "VMAF, XPSNR, FLIP and SSIMULACRA2",
     "prep": "poses and edges from a video",
+    "slurm": "sweeps on a Slurm cluster",
     "upscale": "larger frames",
 }
-PLANNED = {"attention", "cluster", "memory", "prep", "upscale"}
+PLANNED = {"attention", "memory", "prep", "upscale"}
 """Extras that no method uses yet; a test sees when that changes."""
 
 

@@ -15,6 +15,7 @@ from wanlab.registry import lazy
 
 if TYPE_CHECKING:
     from wanlab.sweeps._checkpoint import Checkpoints
+    from wanlab.sweeps._clients import local_cluster, slurm_options
     from wanlab.sweeps._experiment import Experiment, default_out, read_experiment, refuse, run_experiment, run_points
     from wanlab.sweeps._grid import Grid, grid, zip_
     from wanlab.sweeps._keys import conditions_key, group_key, text_key
@@ -39,6 +40,8 @@ _HOME = {
     "PointOptions": "_point",
     "run_point": "_point",
     "Checkpoints": "_checkpoint",
+    "local_cluster": "_clients",
+    "slurm_options": "_clients",
     "Grid": "_grid",
     "grid": "_grid",
     "zip_": "_grid",
@@ -78,6 +81,7 @@ __all__ = [
     "forecast",
     "grid",
     "group_key",
+    "local_cluster",
     "log",
     "plan",
     "read_experiment",
@@ -87,6 +91,7 @@ __all__ = [
     "run_points",
     "run_sweep",
     "seeds",
+    "slurm_options",
     "text_key",
     "zip_",
 ]

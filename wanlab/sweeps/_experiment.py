@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from wanlab import runs
-from wanlab.errors import WanlabError, shorten, unknown
+from wanlab.errors import WanlabError, shorten
 from wanlab.files import atomic_write, read_json
 from wanlab.sweeps._notebook import Code, Notebook, read_notebook
 from wanlab.sweeps._point import PointOptions, run_point
@@ -188,8 +188,6 @@ def refuse(out: Path, error: WanlabError) -> None:
 
 def run_points(experiment: Experiment, out: Path, options: PointOptions, executor: Any = "local") -> runs.Results:
     """Run the experiment's points into `out`, see `run_experiment`."""
-    if executor != "local":
-        raise unknown("executor", executor, ["local"])
     out = out.expanduser().absolute()
     notebook = experiment.notebook
     options = replace(options, cwd=notebook.path.parent)
@@ -198,8 +196,18 @@ def run_points(experiment: Experiment, out: Path, options: PointOptions, executo
     _forget_refusal(out)
     source = out / f"source-{notebook.digest}.ipynb"  # what was planned, whatever is saved meanwhile
     atomic_write(source, notebook.text())
+    if executor == "local":
+        _run_here(out, source, experiment.points, options)
+    else:
+        from wanlab.sweeps._points_on import run_points_on
+
+        run_points_on(executor, out, source, experiment.points, options)
+    return runs.results(out)
+
+
+def _run_here(out: Path, source: Path, points: Sequence[runs.Point], options: PointOptions) -> None:
     try:
-        for point in experiment.points:
+        for point in points:
             if runs.is_cancelled(out):
                 break
             try:
@@ -208,7 +216,6 @@ def run_points(experiment: Experiment, out: Path, options: PointOptions, executo
                 _log.warning("%s", error)
     finally:
         runs.end_working(out)
-    return runs.results(out)
 
 
 def _forget_refusal(out: Path) -> None:

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from typing import Any
 
+from wanlab.catalog import Definition
 from wanlab.errors import WanlabError, shorten
 from wanlab.models import Model, load
 from wanlab.spec import GenerationSpec
@@ -25,7 +26,8 @@ class Models:
                     f"{shorten(model)} is not a loaded model", remedy="Pass what wanlab.load(...) returns"
                 )
         self._given, self._device = tuple(given), device
-        self._loaded: dict[Hashable, Model] = {}
+        self._definitions: dict[str, Definition] = {}
+        self._loaded: dict[tuple[str, str], Model] = {}
         self._present: Model | None = None
         self._encoded: OrderedDict[Hashable, Any] = OrderedDict()
 
@@ -39,8 +41,22 @@ class Models:
                 return model
         key = (spec.model, spec.weights.model_dump_json())
         if key not in self._loaded:
-            self._loaded[key] = load(spec.model, self._device, **spec.weights.model_dump())
+            self._loaded[key] = load(
+                self._definitions.get(spec.model, spec.model), self._device, **spec.weights.model_dump()
+            )
         return self._loaded[key]
+
+    def define(self, name: str, definition: Definition) -> None:
+        """Say what specs mean by a name, instead of what the catalogue has; a model of another definition is let go."""
+        if self._definitions.get(name) == definition:
+            return
+        self._definitions[name] = definition
+        for key in [key for key in self._loaded if key[0] == name]:
+            model = self._loaded.pop(key)
+            model.unload()
+            if model is self._present:
+                self._present = None
+                self._encoded.clear()
 
     def use(self, model: Model) -> None:
         """Say which model runs now: the one before gives its memory back, unless it was given by the user."""

@@ -52,6 +52,10 @@ class Work:
         name = runs.folder_name(spec, run)
         return Task(spec, run, self.out / name, group_key(model, spec) if self.options.share else run)
 
+    def model_of(self, task: Task) -> Model:
+        """The model that a task runs on."""
+        return self._models.of(task.spec)
+
     # The plan
 
     def groups(self, tasks: Sequence[Task]) -> list[list[Task]]:
@@ -65,8 +69,8 @@ class Work:
         place = {task.run: i for i, task in enumerate(self.tasks)}
         first: dict[str, int] = {}
         for i, task in enumerate(self.tasks):
-            first.setdefault(_equipment(task.spec), i)
-        return sorted(found.values(), key=lambda group: (first[_equipment(group[0].spec)], place[group[0].run]))
+            first.setdefault(equipment(task.spec), i)
+        return sorted(found.values(), key=lambda group: (first[equipment(group[0].spec)], place[group[0].run]))
 
     def open_tasks(self) -> list[Task]:
         """Tasks that have no result yet."""
@@ -143,7 +147,7 @@ class Work:
         return runs.num_crashes(task.folder) >= max(1, self.options.max_attempts - 1)
 
 
-def _equipment(spec: GenerationSpec) -> str:
+def equipment(spec: GenerationSpec) -> str:
     """What takes time to change between two runs: the network, what is in it, how it is compiled."""
     return f"{spec.model} {spec.weights} {spec.lora} {spec.compile} {spec.attention}"
 
