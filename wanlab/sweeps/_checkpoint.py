@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
+import shutil
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable
@@ -18,6 +20,7 @@ from wanlab.sampling import SamplerState, load_state, save_state
 
 SCHEMA = 1
 _SECONDS = 60.0  # between checkpoints where no number of steps is given
+_log = logging.getLogger(__name__)
 _KEPT = 2  # newest files of every key: the last one may be damaged
 
 
@@ -71,12 +74,18 @@ class Checkpoints:
         return time.monotonic() - self._last >= _SECONDS
 
     def save(self, step: int, state: SamplerState, keys: list[str]) -> None:
-        """Write the state that these variants have before `step`; raises WanlabError if the disk is full."""
-        number, self._next = self._next, self._next + 1
-        save_state(state, self._path(number))
-        record = {"schema": SCHEMA, "step": step, "keys": keys, "sha256": sha256_file(self._path(number))}
-        record |= {"fingerprint": self._fingerprint, "numerics": NUMERICS}
-        atomic_write(self._path(number, "json"), json.dumps(record))
+        """Write the state that these variants have before `step`; a disk that refuses is logged: it stops no run."""
+        number, self._next, self._last = self._next, self._next + 1, time.monotonic()
+        try:
+            save_state(state, self._path(number))
+            record = {"schema": SCHEMA, "step": step, "keys": keys, "sha256": sha256_file(self._path(number))}
+            record |= {"fingerprint": self._fingerprint, "numerics": NUMERICS}
+            atomic_write(self._path(number, "json"), json.dumps(record))
+        except (WanlabError, OSError) as error:
+            _log.warning("The state before step %d was not saved: %s", step, error)
+            with contextlib.suppress(OSError):
+                self._path(number).unlink(missing_ok=True)
+            return
         self._files[number] = _File(step, number, set(keys))
         self._known |= set(keys)
         self._clean()
@@ -147,13 +156,32 @@ def adopt(root: Path, group: str, mine: Collection[str], is_settled: Callable[[s
     """
     new = root / f"{group}-{uuid.uuid4().hex[:8]}"
     for folder in sorted(root.glob(f"{group}-*")):
-        keys: set[str] = set()
-        for path in folder.glob("[0-9]*.json"):
-            with contextlib.suppress(WanlabError, KeyError, TypeError):
-                keys |= set(read_json(path)["keys"])
+        keys = _keys(folder)
         if not keys & set(mine) or not all(key in mine or is_settled(key) for key in keys):
             continue
         with contextlib.suppress(OSError):  # another process was quicker
             folder.rename(new)
             return new
     return new
+
+
+def tidy(root: Path, groups: Collection[str], settled: Collection[str]) -> None:
+    """Delete what processes left that died: the folders of groups that are done, and those with settled runs only.
+
+    Whoever still writes into one loses nothing but the chance to go on from there.
+    """
+    for folder in root.glob("*-*"):
+        keys = _keys(folder)
+        if folder.name.rpartition("-")[0] in groups or (keys and keys <= set(settled)):
+            shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):  # not empty, or not there
+        root.rmdir()
+
+
+def _keys(folder: Path) -> set[str]:
+    """All runs that a folder has states of."""
+    keys: set[str] = set()
+    for path in folder.glob("[0-9]*.json"):
+        with contextlib.suppress(WanlabError, KeyError, TypeError):
+            keys |= set(read_json(path)["keys"])
+    return keys

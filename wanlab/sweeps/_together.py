@@ -82,6 +82,7 @@ class Together(Iterator[Finished]):
 
     def __next__(self) -> Finished:
         self._drop()
+        self.lost = ()
         if not self._ready and self._pending:
             self._run()
         if not self._ready:
@@ -125,7 +126,7 @@ class Together(Iterator[Finished]):
     def _run(self) -> None:
         """Run until variants are finished; what is then attached or held is given back."""
         model, spec = self._model, self._pending[-1].variants[0].asked
-        _check_bare(model)
+        check_bare(model)
         check = None if self._watch is None else self._watch.check
         with (
             Interrupts() as interrupts,
@@ -153,6 +154,8 @@ class Together(Iterator[Finished]):
         except Exception:
             self._pending.pop()
             self.lost = tuple(variant.key for variant in node.variants)
+            if self._checkpoint is not None:  # they begin anew if they are run again
+                self._checkpoint.drop(list(self.lost))
             raise
         self._pending[-1:] = parted
         if ahead.state.index < num_steps:
@@ -220,7 +223,7 @@ def _check(model: Any, variants: list[Variant], text: TextEmbeddings) -> None:
     """Raise WanlabError for variants that cannot share, and for text that one of them lacks."""
     if not variants:
         raise WanlabError("There is nothing to denoise", remedy="Give at least one variant")
-    _check_bare(model)
+    check_bare(model)
     other = next((v for v in variants if v.group != variants[0].group), None)
     if other is not None:
         differ = ", ".join(variants[0].spec.diff(other.spec)) or "what is compiled"
@@ -236,7 +239,7 @@ def _check(model: Any, variants: list[Variant], text: TextEmbeddings) -> None:
         )
 
 
-def _check_bare(model: Any) -> None:
+def check_bare(model: Any) -> None:
     """Raise WanlabError where something was attached by hand: some variants would see it otherwise than others."""
     if found := model.attachments():
         raise WanlabError(
