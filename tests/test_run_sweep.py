@@ -20,7 +20,7 @@ import wanlab
 from tests.sharing import Forwards, base_of
 from tests.test_faults import file_size_limit
 from tests.tiny import tiny_flux, tiny_wan
-from wanlab import media, runs, sweeps
+from wanlab import runs, sweeps, video
 from wanlab.errors import WanlabError
 from wanlab.models import Model
 from wanlab.result import Result
@@ -251,7 +251,7 @@ def test_a_folder_that_cannot_be_written(model: Model, seeds: Any, tmp_path: Pat
         wanlab.run_sweep(seeds, tmp_path / "file", model=model)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "sweep.json").write_text("{")
-    with pytest.raises(WanlabError, match="sweep.json"):
+    with pytest.raises(WanlabError, match=r"sweep\.json"):
         wanlab.run_sweep(seeds, tmp_path / "broken", model=model)
 
 
@@ -430,6 +430,30 @@ def test_checkpoints_are_gone_on_from(
         assert not (out / "checkpoints").exists()
 
 
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_last_try_goes_on_too(
+    model: Model, plans: Any, alone: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, has_links: bool
+) -> None:
+    """Alone, from the step that the whole group had taken; the others too."""
+    with at_step(monkeypatch, 1, stop), pytest.raises(Cancelled):
+        wanlab.run_sweep(plans, tmp_path, model=model, checkpoint_steps=1)
+    for spec in (plans[0], plans[2]):
+        crashed(model, tmp_path, spec, 2)
+    computed = [4, 3, 3, 2]  # steps of each plan; of the first one's there is a checkpoint
+
+    def refuse(*_: Any) -> None:
+        raise OSError("no links here")
+
+    def go_on() -> None:
+        with monkeypatch.context() as patch:
+            if not has_links:
+                patch.setattr(sweeps._checkpoint.os, "link", refuse)
+            assert_alone(wanlab.run_sweep(plans, tmp_path, model=model), alone)
+
+    assert forwards(model, go_on) == 2 * (sum(computed) - 4)
+    assert not (tmp_path / "checkpoints").exists()
+
+
 def stop() -> None:
     raise Cancelled("now")
 
@@ -453,16 +477,17 @@ def test_stopped_at_every_step(
                 os.kill(os.getpid(), signal.SIGINT)
 
         with at_step(monkeypatch, number, act) as after:
+            ended = "done"
             try:
                 wanlab.run_sweep(plans, out, model=model)
-                stopped = False
-            except (Cancelled, KeyboardInterrupt) as error:
-                stopped = True
-                assert isinstance(error, Cancelled if how == "file" else KeyboardInterrupt)
+            except Cancelled:
+                ended = "file"
+            except KeyboardInterrupt:
+                ended = "signal"
         if not after:
             break
         total += 1
-        assert stopped
+        assert ended == how
         assert len(after) == 1, "the step in which it was asked is the last one"
         assert_free(model)
         found = wanlab.results(out)
@@ -486,12 +511,10 @@ def test_interrupted_at_any_moment(
         (sweeps._work, "adopt"),
         (model, "encode_text"),
         (model, "decode"),
-        (media, "write_video"),
+        (video, "write_image"),
         (runs, "end_working"),
     ]
     for owner, name in moments:
-        if not hasattr(owner, name):
-            continue
         for number in (1, 2):
             out = tmp_path / f"{name}-{number}"
             calls: list[int] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import shutil
 import time
 import uuid
@@ -151,18 +152,37 @@ class Checkpoints:
 def adopt(root: Path, group: str, mine: Collection[str], is_settled: Callable[[str], bool]) -> Path:
     """A folder below `root` for the checkpoints of a group, that no other process uses.
 
-    One that a process left which died is taken over: all variants that it has states of are `mine`, which only one
-    process holds at a time, or are settled.
+    What a process left which died is taken over: the folder with the latest state of one of `mine`, which only one
+    process holds at a time. If it has states of others too that are not settled, its files get a second name, in the
+    new folder, and the old one is left to those.
     """
     new = root / f"{group}-{uuid.uuid4().hex[:8]}"
-    for folder in sorted(root.glob(f"{group}-*")):
-        keys = _keys(folder)
-        if not keys & set(mine) or not all(key in mine or is_settled(key) for key in keys):
-            continue
+    found = {folder: _steps(folder) for folder in sorted(root.glob(f"{group}-*"))}
+    latest = {folder: max((steps[key] for key in steps if key in mine), default=-1) for folder, steps in found.items()}
+    for folder in sorted(found, key=lambda folder: -latest[folder]):
+        if latest[folder] < 0:
+            break
         with contextlib.suppress(OSError):  # another process was quicker
-            folder.rename(new)
-            return new
+            if all(key in mine or is_settled(key) for key in found[folder]):
+                folder.rename(new)
+            else:
+                _link(folder, new)
+            break
     return new
+
+
+def _link(folder: Path, new: Path) -> None:
+    """Give the states of a folder, whose files are deleted but never changed, a second name in another one."""
+    new.mkdir(parents=True)
+    for record in sorted(folder.glob("[0-9]*.json")):
+        with contextlib.suppress(FileNotFoundError):  # whoever has the folder goes on
+            for path in (record.with_suffix(".safetensors"), record):  # the record last, as they are written
+                try:
+                    os.link(path, new / path.name)
+                except FileNotFoundError:
+                    raise
+                except OSError:  # no hard links here
+                    shutil.copyfile(path, new / path.name)
 
 
 def tidy(root: Path, groups: Collection[str], settled: Collection[str]) -> None:
@@ -171,17 +191,18 @@ def tidy(root: Path, groups: Collection[str], settled: Collection[str]) -> None:
     Whoever still writes into one loses nothing but the chance to go on from there.
     """
     for folder in root.glob("*-*"):
-        keys = _keys(folder)
+        keys = set(_steps(folder))
         if folder.name.rpartition("-")[0] in groups or (keys and keys <= set(settled)):
             shutil.rmtree(folder, ignore_errors=True)
     with contextlib.suppress(OSError):  # not empty, or not there
         root.rmdir()
 
 
-def _keys(folder: Path) -> set[str]:
-    """All runs that a folder has states of."""
-    keys: set[str] = set()
+def _steps(folder: Path) -> dict[str, int]:
+    """All runs that a folder has states of, and the step of the latest one."""
+    found: dict[str, int] = {}
     for path in folder.glob("[0-9]*.json"):
         with contextlib.suppress(WanlabError, KeyError, TypeError):
-            keys |= set(read_json(path)["keys"])
-    return keys
+            record = read_json(path)
+            found |= {key: max(record["step"], found.get(key, 0)) for key in record["keys"]}
+    return found
