@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from wanlab.spec import GenerationSpec as GenerationSpec
     from wanlab.stages import decode as decode
     from wanlab.stages import denoise as denoise
+    from wanlab.stages import denoise_to as denoise_to
     from wanlab.stages import encode_conditions as encode_conditions
     from wanlab.stages import encode_text as encode_text
     from wanlab.stages import post as post
@@ -57,6 +58,7 @@ _HOMES = {  # public name -> the module of this package that it lives in
     "GenerationSpec": "spec",
     "decode": "stages",
     "denoise": "stages",
+    "denoise_to": "stages",
     "encode_conditions": "stages",
     "encode_text": "stages",
     "post": "stages",

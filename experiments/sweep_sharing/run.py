@@ -40,9 +40,7 @@ PROMPT = "a red circle moves right on a black background"
 
 def configurations(base: GenerationSpec) -> Any:
     """No cache, and 25 settings of MagCache with the ratios published for Wan 2.1 1.3B."""
-    published = json.loads((resource("defaults") / "wan_t2v_1_3b.json").read_text())["constants"]["mag_ratios"][
-        "ratios"
-    ]
+    constants = json.loads((resource("defaults") / "wan_t2v_1_3b.json").read_text())["constants"]
     magcache = {"method": "magcache", "mag_ratios": constants["mag_ratios"]["ratios"], "retention": 0.2}
     pairs = [(threshold, longest) for threshold in THRESHOLDS for longest in MAX_SKIPS]
     return wanlab.grid(base, cache=["none", *({**magcache, "threshold": t, "max_skip": k} for t, k in pairs)])

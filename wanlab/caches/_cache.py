@@ -29,11 +29,13 @@ class Cache(abc.ABC):
     `level = "part"`. All work through `memory(ctx)` and tell `did(ctx, share)` what they did. The first forward of an
     expert, branch and window has nothing to reuse.
 
-    Runs that differ in `judged` options alone share their steps until a decision differs: `agree` asks for siblings.
+    A class that has `judged` lets runs share steps: in forwards that are `forced` it passes on what its `call` gives,
+    to which other caches may belong, and runs that differ in those options alone stay together until `agree` tells
+    that a decision differs.
     """
 
     judged: ClassVar[frozenset[str]] = frozenset()
-    """Options that act through `agree` alone. A class says so of itself: it is not inherited."""
+    """Options that act through `agree` alone, none perhaps. A class says so of itself: it is not inherited."""
     method: str = ""
     level: str = "stack"
     """Which sites it is attached to: "stack", "forward", or "part", which is around the forward too."""
@@ -169,6 +171,11 @@ class Cache(abc.ABC):
         memory.shares[ctx.step] = share
         if signal is not None:
             memory.signals[ctx.step] = signal
+
+    @property
+    def joins(self) -> bool:
+        """Whether the class says of itself what lets others share its steps."""
+        return "judged" in vars(type(self))
 
     # Attaching
 

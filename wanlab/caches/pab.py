@@ -30,6 +30,7 @@ class PAB(PartCache):
     that with two of them the second one gets the first one's output.
     """
 
+    judged = frozenset()
     options: Options
 
     class Options(Part):

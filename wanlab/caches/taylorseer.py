@@ -35,6 +35,7 @@ class TaylorSeer(PartCache):
     diffusers', whose first interval after the warm-up has two steps.
     """
 
+    judged = frozenset()
     options: Options
 
     class Options(Part):

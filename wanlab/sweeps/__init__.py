@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from wanlab.sweeps._plan import Forecast, Segment, forecast, plan
     from wanlab.sweeps._points import Zip, expand, seeds
     from wanlab.sweeps._preview import Preview
+    from wanlab.sweeps._progress import SweepProgress
     from wanlab.sweeps._sweep import run_sweep
     from wanlab.sweeps._together import Together, denoise_together
     from wanlab.sweeps._variant import Variant
@@ -40,6 +41,7 @@ _HOME = {
     "expand": "_points",
     "seeds": "_points",
     "Preview": "_preview",
+    "SweepProgress": "_progress",
     "run_sweep": "_sweep",
     "Together": "_together",
     "denoise_together": "_together",
@@ -51,6 +53,7 @@ __all__ = [
     "Grid",
     "Preview",
     "Segment",
+    "SweepProgress",
     "Together",
     "Variant",
     "Zip",

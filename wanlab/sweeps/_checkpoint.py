@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 from wanlab.errors import WanlabError
 from wanlab.files import atomic_write, read_json, sha256_file
@@ -65,7 +66,7 @@ class Checkpoints:
         self._last = time.monotonic()
         self._files = {number: _File(r["step"], number, set(r["keys"])) for number, r in self._records()}
         self._next = 1 + max((int(p.name.split(".")[0]) for p in self.folder.glob("[0-9]*.*")), default=0)
-        self._loaded: dict[int, SamplerState] = {}
+        self._loaded: WeakValueDictionary[int, SamplerState] = WeakValueDictionary()
         self._known: set[str] = set()
 
     def due(self, step: int) -> bool:
@@ -107,10 +108,6 @@ class Checkpoints:
             file.keys -= set(keys)
         self._clean()
 
-    def close(self) -> None:
-        """Let go of states that were read."""
-        self._loaded.clear()
-
     def _records(self) -> list[tuple[int, Any]]:
         """(number, record) of the files that this run may go on from."""
         found = []
@@ -123,15 +120,15 @@ class Checkpoints:
         return found
 
     def _read(self, number: int) -> SamplerState | None:
-        if number not in self._loaded:
-            path = self._path(number)
+        state, path = self._loaded.get(number), self._path(number)
+        if state is None:
             try:
                 if sha256_file(path) != read_json(self._path(number, "json"))["sha256"]:
                     return None
-                self._loaded[number] = load_state(path)
+                self._loaded[number] = state = load_state(path)
             except (WanlabError, OSError):
                 return None
-        return self._loaded[number]
+        return state
 
     def _clean(self) -> None:
         """Delete what is not among the newest of any key that was asked for."""
@@ -143,7 +140,6 @@ class Checkpoints:
             for path in (self._path(number, "json"), self._path(number)):
                 path.unlink(missing_ok=True)
             del self._files[number]
-            self._loaded.pop(number, None)
 
     def _path(self, number: int, suffix: str = "safetensors") -> Path:
         return self.folder / f"{number:06d}.{suffix}"

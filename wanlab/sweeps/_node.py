@@ -35,7 +35,7 @@ class Node:
     """That all steps so far took, and those of them that were taken together with others."""
 
     def executors(self) -> dict[str, Cache]:
-        """A cache of each memory class, with what it knows; it asks for all variants of its class."""
+        """A cache of each memory class, which takes over what is `known`, and asks for all variants of its class."""
         found: dict[str, Cache] = {}
         for name, members in self._classes().items():
             cache = members[0].cache
@@ -49,6 +49,7 @@ class Node:
                 others = {v.key: v.cache.options for v in members if v.cache is not None}
                 cache.siblings |= {key: options for key, options in others.items() if options != cache.options}
             found[name] = cache
+        self.known = {}  # else the state of this moment would stay as long as the caches work
         return found
 
     def fork(self, variants: list[Variant]) -> Node:
@@ -137,13 +138,11 @@ class Node:
         seconds = info["seconds"]
         return cls(replace(state, cache={}), fits, note, known, (number, tuple(company)), (seconds[0], seconds[1]))
 
-    def to(self, device: Any) -> Node:
-        """A copy with all tensors on a device."""
-        found = self.copy()
-        found.state = self.state.to(device)
+    def to(self, device: Any) -> None:
+        """Bring all tensors to a device."""
+        self.state = self.state.to(device)
         for name, (memories, peak) in self.known.items():
-            found.known[name] = ({key: memory.to(device) for key, memory in memories.items()}, peak)
-        return found
+            self.known[name] = ({key: memory.to(device) for key, memory in memories.items()}, peak)
 
 
 def _numbered(tensors: Mapping[str, Tensor], i: int) -> dict[str, Tensor]:

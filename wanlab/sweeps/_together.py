@@ -56,8 +56,8 @@ def denoise_together(
 class Together(Iterator[Finished]):
     """The iterator of `denoise_together`: depth first, so that few states are kept.
 
-    After an Exception the variants that it happened to are in `lost`, and `next` goes on with the others; after an
-    interrupt or a cancelled watch all go on.
+    After an exception, an interrupt or a cancelled watch, `lost` names the variants that it happened to; `next` goes on
+    with the others.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Together(Iterator[Finished]):
         self.executed = 0
         """Forwards that were run so far, one for each branch."""
         self.lost: tuple[str, ...] = ()
-        """Keys of the variants that the last Exception ended."""
+        """Keys of the variants that the last exception ended."""
         _check(model, variants, text)
         self._pending = self._starts(variants)
 
@@ -142,42 +142,40 @@ class Together(Iterator[Finished]):
                 self._visit(interrupts)
 
     def _visit(self, interrupts: Interrupts) -> None:
-        """Take the last node to where its variants differ, or to the end. It stays where it was if that is stopped."""
-        node = self._pending[-1]
-        num_steps = node.variants[0].num_steps
+        """Take the last node to where its variants differ, or to the end."""
+        node = self._pending.pop()
         parts = partition(node.variants, node.state.index)
         if len(parts) > 1:  # the smallest goes first, so that few wait while the largest runs
-            self._pending[-1:] = [node.fork(part) for part in sorted(parts, key=len, reverse=True)]
+            self._pending += [node.fork(part) for part in sorted(parts, key=len, reverse=True)]
             return
+        self.lost = tuple(variant.key for variant in node.variants)
         try:
-            ahead, parted = self._segment(node, interrupts)
+            self._pending += self._segment(node, interrupts)
         except Exception:
-            self._pending.pop()
-            self.lost = tuple(variant.key for variant in node.variants)
             if self._checkpoint is not None:  # they begin anew if they are run again
                 self._checkpoint.drop(list(self.lost))
             raise
-        self._pending[-1:] = parted
-        if ahead.state.index < num_steps:
-            self._pending.append(ahead)
+        self.lost = ()
+        if node.state.index < node.variants[0].num_steps:
+            self._pending.append(node)
         else:
-            self._ready.extend(self._finished(ahead))
+            self._ready.extend(self._finished(node))
 
-    def _segment(self, node: Node, interrupts: Interrupts) -> tuple[Node, list[Node]]:
-        """Run the steps that the variants take together; returns where they end, and nodes of those that parted."""
+    def _segment(self, node: Node, interrupts: Interrupts) -> list[Node]:
+        """Run the steps that the variants take together; returns nodes of those that parted."""
         model, head = self._model, node.variants[0]
-        ahead = node.to(model.device)
-        caches, text = ahead.executors(), stages.shared_text(self._text, ahead.state)
+        node.to(model.device)
+        caches, text = node.executors(), stages.shared_text(self._text, node.state)
         velocity = stages.velocity_of(model, head.spec, head.sampler, text, self._conditions)
         try:
-            with Cohort(list(caches.values())).attach(model), model.on_begin(ahead.note), interrupts.let_through():
-                parted = self._steps(ahead, velocity, caches)
-            ahead.learn(caches)
+            with Cohort(list(caches.values())).attach(model), model.on_begin(node.note), interrupts.let_through():
+                parted = self._steps(node, velocity, caches)
+            node.learn(caches)
         finally:
             for cache in caches.values():
                 cache.reset()
                 cache.siblings.clear()
-        return ahead, parted
+        return parted
 
     def _steps(self, node: Node, velocity: Velocity, caches: Mapping[str, Cache]) -> list[Node]:
         """Run steps up to the next one that the variants take differently, or to one in which some parted."""
@@ -193,11 +191,17 @@ class Together(Iterator[Finished]):
             node.leave([variant for other in parted for variant in other.variants])
             node.took(time.perf_counter() - started)
             is_last = step + 1 == head.num_steps
-            if not is_last and self._checkpoint is not None and self._checkpoint.due(step + 1):
-                node.learn(caches)
-                self._checkpoint.save(step + 1, node.to_state(), [variant.key for variant in node.variants])
+            if not is_last:
+                self._save(node, caches)
             if is_last or parted or len(partition(node.variants, step + 1)) > 1:
                 return parted
+
+    def _save(self, node: Node, caches: Mapping[str, Cache]) -> None:
+        """Keep the state that a node has now, where that is due."""
+        if self._checkpoint is not None and self._checkpoint.due(node.state.index):
+            saved = node.copy()
+            saved.learn(caches)
+            self._checkpoint.save(node.state.index, saved.to_state(), [variant.key for variant in node.variants])
 
     def _finished(self, node: Node) -> Iterator[Finished]:
         latents = self._model.finish(node.state.latents, self._conditions)

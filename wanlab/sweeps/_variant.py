@@ -124,7 +124,7 @@ class Variant:
             return [ALL if all(c for _, c in row) else ("fixed", row) for row in self._plan]
         own = ("own", self.memory_class, _numbers(self.sampler.sigmas))
         assert self._run is not None, "a cache has a run"
-        forced = self.cache.forced(self._run) or {}
+        forced = (self.cache.forced(self._run) or {}) if self.cache.joins else {}
         names = self.forwards
         return [ALL if all(name in forced and forced[name][i] for name in row) else own for i, row in enumerate(names)]
 
