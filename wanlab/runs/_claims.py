@@ -21,7 +21,7 @@ from wanlab.files import read_json, writing
 from wanlab.runs import _process
 from wanlab.runs._exclusive import create
 from wanlab.runs._folder import Source, begin_run, write_run
-from wanlab.runs._held import Held, hold, newest_attempt, release
+from wanlab.runs._held import Held, check_held, hold, newest_attempt, release
 from wanlab.runs._process import STALE_SECONDS, now
 from wanlab.runs._record import (
     RUN_JSON,
@@ -181,16 +181,30 @@ def fail(
 ) -> RunRecord:
     """Write why a run did not end well, and let go of it; what the disk refuses is logged: there is an error already.
 
+    On a full disk the record takes the place of the former one, and holds little more than the error.
     artifacts: files to keep with it, as in `write_run`. Nothing is written where another process took the run over.
     """
     record = record.with_(status=status, error=failure(error, status).model_dump(), ended=now())
     try:
         return write_run(folder, record, artifacts or {})
     except WanlabError:
-        _log.exception("%s could not be told that its run was %s", folder, status)
+        if not _written_briefly(Path(folder), record):
+            _log.exception("%s could not be told that its run was %s", folder, status)
         return record
     finally:
         release(folder)
+
+
+def _written_briefly(folder: Path, record: RunRecord) -> bool:
+    """Write a record without what is not needed, after the former one is gone; whether that could be done."""
+    error = {} if record.error is None else {"error": record.error.with_(traceback_tail="").model_dump()}
+    try:
+        check_held(folder)
+        (folder / RUN_JSON).unlink(missing_ok=True)
+        write_run(folder, record.with_(**error, env={}, resolved={}), {})
+    except (OSError, WanlabError):
+        return False
+    return True
 
 
 def failure(error: BaseException, status: Status = "failed") -> Failure:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
+import os
+import shutil
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable
@@ -19,6 +22,7 @@ from wanlab.sampling import SamplerState, load_state, save_state
 
 SCHEMA = 1
 _SECONDS = 60.0  # between checkpoints where no number of steps is given
+_log = logging.getLogger(__name__)
 _KEPT = 2  # newest files of every key: the last one may be damaged
 
 
@@ -72,12 +76,18 @@ class Checkpoints:
         return time.monotonic() - self._last >= _SECONDS
 
     def save(self, step: int, state: SamplerState, keys: list[str]) -> None:
-        """Write the state that these variants have before `step`; raises WanlabError if the disk is full."""
-        number, self._next = self._next, self._next + 1
-        save_state(state, self._path(number))
-        record = {"schema": SCHEMA, "step": step, "keys": keys, "sha256": sha256_file(self._path(number))}
-        record |= {"fingerprint": self._fingerprint, "numerics": NUMERICS}
-        atomic_write(self._path(number, "json"), json.dumps(record))
+        """Write the state that these variants have before `step`; a disk that refuses is logged: it stops no run."""
+        number, self._next, self._last = self._next, self._next + 1, time.monotonic()
+        try:
+            save_state(state, self._path(number))
+            record = {"schema": SCHEMA, "step": step, "keys": keys, "sha256": sha256_file(self._path(number))}
+            record |= {"fingerprint": self._fingerprint, "numerics": NUMERICS}
+            atomic_write(self._path(number, "json"), json.dumps(record))
+        except (WanlabError, OSError) as error:
+            _log.warning("The state before step %d was not saved: %s", step, error)
+            with contextlib.suppress(OSError):
+                self._path(number).unlink(missing_ok=True)
+            return
         self._files[number] = _File(step, number, set(keys))
         self._known |= set(keys)
         self._clean()
@@ -138,18 +148,57 @@ class Checkpoints:
 def adopt(root: Path, group: str, mine: Collection[str], is_settled: Callable[[str], bool]) -> Path:
     """A folder below `root` for the checkpoints of a group, that no other process uses.
 
-    One that a process left which died is taken over: all variants that it has states of are `mine`, which only one
-    process holds at a time, or are settled.
+    What a process left which died is taken over: the folder with the latest state of one of `mine`, which only one
+    process holds at a time. If it has states of others too that are not settled, its files get a second name, in the
+    new folder, and the old one is left to those.
     """
     new = root / f"{group}-{uuid.uuid4().hex[:8]}"
-    for folder in sorted(root.glob(f"{group}-*")):
-        keys: set[str] = set()
-        for path in folder.glob("[0-9]*.json"):
-            with contextlib.suppress(WanlabError, KeyError, TypeError):
-                keys |= set(read_json(path)["keys"])
-        if not keys & set(mine) or not all(key in mine or is_settled(key) for key in keys):
-            continue
+    found = {folder: _steps(folder) for folder in sorted(root.glob(f"{group}-*"))}
+    latest = {folder: max((steps[key] for key in steps if key in mine), default=-1) for folder, steps in found.items()}
+    for folder in sorted(found, key=lambda folder: -latest[folder]):
+        if latest[folder] < 0:
+            break
         with contextlib.suppress(OSError):  # another process was quicker
-            folder.rename(new)
-            return new
+            if all(key in mine or is_settled(key) for key in found[folder]):
+                folder.rename(new)
+            else:
+                _link(folder, new)
+            break
     return new
+
+
+def _link(folder: Path, new: Path) -> None:
+    """Give the states of a folder, whose files are deleted but never changed, a second name in another one."""
+    new.mkdir(parents=True)
+    for record in sorted(folder.glob("[0-9]*.json")):
+        with contextlib.suppress(FileNotFoundError):  # whoever has the folder goes on
+            for path in (record.with_suffix(".safetensors"), record):  # the record last, as they are written
+                try:
+                    os.link(path, new / path.name)
+                except FileNotFoundError:
+                    raise
+                except OSError:  # no hard links here
+                    shutil.copyfile(path, new / path.name)
+
+
+def tidy(root: Path, groups: Collection[str], settled: Collection[str]) -> None:
+    """Delete what processes left that died: the folders of groups that are done, and those with settled runs only.
+
+    Whoever still writes into one loses nothing but the chance to go on from there.
+    """
+    for folder in root.glob("*-*"):
+        keys = set(_steps(folder))
+        if folder.name.rpartition("-")[0] in groups or (keys and keys <= set(settled)):
+            shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):  # not empty, or not there
+        root.rmdir()
+
+
+def _steps(folder: Path) -> dict[str, int]:
+    """All runs that a folder has states of, and the step of the latest one."""
+    found: dict[str, int] = {}
+    for path in folder.glob("[0-9]*.json"):
+        with contextlib.suppress(WanlabError, KeyError, TypeError):
+            record = read_json(path)
+            found |= {key: max(record["step"], found.get(key, 0)) for key in record["keys"]}
+    return found

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from wanlab import media, runs
 from wanlab.errors import WanlabError
-from wanlab.files import PART
+from wanlab.files import PART, writing
 from wanlab.result import Result, publishable
 from wanlab.spec import GenerationSpec
-from wanlab.watch import ended_as
+from wanlab.watch import Cancelled, Interrupts, ended_as
 
 
 @dataclass(frozen=True)
@@ -43,15 +45,19 @@ class Claimed:
         self.task, self.record, self.started = task, record, runs.now()
         self.path = task.folder
 
-    def save(self, result: Result) -> None:
-        """Write the complete run. Raises WanlabError for a full disk; the run is still in hand then."""
+    def save(self, result: Result, interrupts: Interrupts) -> None:
+        """Write the complete run; `interrupts` act while media are encoded, not while files take their places.
+
+        Raises WanlabError for a full disk; the run is still in hand then.
+        """
         result.record = result.record.with_(attempt=self.record.attempt, started=self.record.started)
         artifacts = result.artifacts()
         parts = {name: self.path / f"{PART}encoded-{name}" for name in artifacts}
         try:
             for name, source in artifacts.items():
                 if callable(source):  # encoding may take minutes, in which the beats go on
-                    source(parts[name])
+                    with writing(self.path), interrupts.let_through():
+                        source(parts[name])
                     artifacts[name] = parts[name]
             runs.write_run(self.path, result.published_record(), artifacts)
         finally:
@@ -67,3 +73,24 @@ class Claimed:
             runs.fail(self.path, self.record, error, ended_as(error), runs.shared(there))
             return
         runs.fail(self.path, self.record, error, ended_as(error))
+
+
+@contextmanager
+def in_hand() -> Iterator[dict[str, Claimed]]:
+    """A dict for claimed runs by their ids: put them in as they are claimed, take them out as they end.
+
+    Those that are still in it at the end of the block have ended too, as failed or cancelled. Raises what stops all: an
+    interrupt, `Cancelled`; an Exception is told in the runs' records.
+    """
+    left: dict[str, Claimed] = {}
+    try:
+        yield left
+        assert not left, f"{list(left)} were not run"
+    except Exception as error:  # noqa: BLE001 - of encoding, or a slip of ours
+        for member in left.values():
+            member.fail(error)
+    except BaseException as stop:
+        why = stop if isinstance(stop, Cancelled) else Cancelled("Interrupted.")
+        for member in left.values():
+            member.fail(why)
+        raise

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
+import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,12 +13,13 @@ import torch
 from wanlab import pipeline, stages
 from wanlab.models import Model
 from wanlab.result import Result
+from wanlab.spec import GenerationSpec
 from wanlab.sweeps._checkpoint import Checkpoints
 from wanlab.sweeps._claimed import Claimed
 from wanlab.sweeps._models import Models
-from wanlab.sweeps._together import Finished, denoise_together
+from wanlab.sweeps._together import Finished, Together, denoise_together
 from wanlab.sweeps._watching import Watching
-from wanlab.watch import Cancelled
+from wanlab.watch import Interrupts
 
 
 class Measured:
@@ -32,66 +33,60 @@ class Measured:
 class Group:
     """Claimed points of one group key on their model.
 
-    `run` ends each of them in some way. What one of them does wrong ends it alone: the others go on. Raises what stops
-    all: KeyboardInterrupt, `Cancelled`.
+    What one of them does wrong ends it alone: the others go on. `interrupts`, which the caller entered before it
+    claimed anything, act in the stages only, so that what ended is also noted. With `every`, states are saved in
+    `folder` each so many steps.
     """
 
     def __init__(
-        self, model: Model, models: Models, watch: Watching, checkpoints: Path, checkpoint_steps: int | None
+        self, model: Model, models: Models, watch: Watching, interrupts: Interrupts, folder: Path, every: int | None
     ) -> None:
-        self._model, self._models, self._watch = model, models, watch
-        self._folder, self._every = checkpoints, checkpoint_steps
+        self._model, self._models, self._watch, self._interrupts = model, models, watch, interrupts
+        self._folder, self._every = folder, every
         self._seconds: dict[str, float] = {}
 
-    def run(self, members: Sequence[Claimed]) -> None:
-        """Run claimed points; all of them are in hand before and none after."""
-        left = {member.task.run: member for member in members}
-        try:
-            self._run(left)
-        except (KeyboardInterrupt, Cancelled) as stop:
-            why = stop if isinstance(stop, Cancelled) else Cancelled("Interrupted.")
-            for member in left.values():
-                member.fail(why)
-            raise
-        except Exception as error:  # noqa: BLE001 - of encoding, or a slip of ours: every run's record tells it
-            for member in left.values():
-                member.fail(error)
-
-    def _run(self, left: dict[str, Claimed]) -> None:
+    def run(self, left: dict[str, Claimed]) -> None:
+        """Run claimed points, by their run ids; each is taken out as it ends. Raises what ends all that are left."""
         specs = {run: member.task.spec for run, member in left.items()}
+        first = next(iter(specs.values()))
         if self._model.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._model.device)
-        with self._timed("text"):
+        with self._timed("text", first):
             text = self._models.text(self._model, list(specs.values()))
-        with self._timed("conditions"):
-            conditions = self._models.conditions(self._model, next(iter(specs.values())))
+        with self._timed("conditions", first):
+            conditions = self._models.conditions(self._model, first)
         checkpoint = Checkpoints(self._folder, self._model.fingerprint, self._every)
         together = denoise_together(self._model, specs, text, conditions, watch=self._watch, checkpoint=checkpoint)
         done = self._watch.forwards()
         self._watch.forwards = lambda: done + together.executed
+        try:
+            self._denoise(left, together)
+        finally:
+            executed = done + together.executed
+            self._watch.forwards = lambda: executed  # without the states of what was stopped
+        shutil.rmtree(self._folder, ignore_errors=True)  # all have ended: nobody goes on from there
+
+    def _denoise(self, left: dict[str, Claimed], together: Together) -> None:
         while left:
             try:
-                found = next(together, None)
+                with self._interrupts.let_through():
+                    found = next(together, None)
             except Exception as error:
-                for run in together.lost:
-                    left.pop(run).fail(error)
                 if not together.lost:
                     raise
+                for run in together.lost:
+                    left[run].fail(error)
+                    del left[run]
                 continue
             if found is None:
-                break
-            self._finish(left.pop(found[0]), found)
-        checkpoint.close()
-        with contextlib.suppress(OSError):
-            self._folder.rmdir()
+                return
+            self._finish(left[found[0]], found)
+            del left[found[0]]
 
     def _finish(self, member: Claimed, found: Finished) -> None:
-        """Decode and save a point; it is in hand no more, in whatever way that ends."""
+        """Decode and save a point. Raises what stops all, and the point is in hand then."""
         try:
-            member.save(self._result(member, found))
-        except (KeyboardInterrupt, Cancelled) as stop:
-            member.fail(stop if isinstance(stop, Cancelled) else Cancelled("Interrupted."))
-            raise
+            member.save(self._result(member, found), self._interrupts)
         except Exception as error:  # noqa: BLE001 - told in the run's record
             member.fail(error)
 
@@ -99,9 +94,9 @@ class Group:
         model, spec, (_, latents, ran) = self._model, member.task.spec, found
         took = ran.pop("seconds")
         seconds = {**self._seconds, "denoise": took["denoise"]}
-        with self._timed("decode", seconds):
+        with self._timed("decode", spec, seconds):
             media = stages.decode(model, spec, latents, self._watch.part)
-        with self._timed("post", seconds):
+        with self._timed("post", spec, seconds):
             media = stages.post(spec, media, self._watch.part)
         seconds["total"] = sum(seconds.values())
         seconds["shared"] = took["shared"]
@@ -112,12 +107,16 @@ class Group:
         return Result(media.frames, latents.to("cpu", torch.float32), spec, record, media.fps, audio=media.audio)
 
     @contextmanager
-    def _timed(self, stage: str, seconds: dict[str, float] | None = None) -> Iterator[None]:
+    def _timed(self, stage: str, spec: GenerationSpec, seconds: dict[str, float] | None = None) -> Iterator[None]:
         """Time a stage, the device's queue included; `seconds` is by default what all points of the group have."""
         self._watch.check()
-        started = time.perf_counter()
-        with self._model.checking(self._watch.check):
+        with (
+            stages.held(self._model, spec, self._interrupts, self._watch.check),
+            self._model.checking(self._watch.check),
+            self._interrupts.let_through(),
+        ):
+            started = time.perf_counter()
             yield
-        if self._model.device.type == "cuda":
-            torch.cuda.synchronize(self._model.device)
-        (self._seconds if seconds is None else seconds)[stage] = time.perf_counter() - started
+            if self._model.device.type == "cuda":
+                torch.cuda.synchronize(self._model.device)
+            (self._seconds if seconds is None else seconds)[stage] = time.perf_counter() - started

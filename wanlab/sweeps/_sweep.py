@@ -14,6 +14,7 @@ from wanlab.spec import GenerationSpec
 from wanlab.sweeps._grid import Grid
 from wanlab.sweeps._models import Models
 from wanlab.sweeps._plan import forecast
+from wanlab.sweeps._together import check_bare
 from wanlab.sweeps._watching import Watching
 from wanlab.sweeps._work import Options, Work
 
@@ -46,12 +47,15 @@ def run_sweep(  # noqa: PLR0913 - each is a choice of its own, and all but two h
     checkpoint_steps: states are saved every so many steps, by default once a minute, and the next call goes on there.
     device: where models are loaded.
     A point that fails has its error in its run; the others go on. Ctrl-C, and `runs.request_cancel(out)`, end it
-    within a step. Raises WanlabError, before anything runs, for a point that its model cannot follow.
+    within a step. Raises WanlabError, before anything runs or is written, for a point that its model cannot follow, and
+    where something is attached to a model by hand.
     """
     specs = _checked(grid)
     options = Options(share, max_attempts, stale, checkpoint_steps, device)
     given = () if model is None else (model,) if isinstance(model, Model) else tuple(model)
     models = Models(given, device)
+    for there in given:
+        check_bare(there)
     work = Work(Path(out).absolute(), specs, options, models)
     _write_plan(grid, work, models)
     runs.clear_cancel(work.out)
@@ -81,8 +85,7 @@ def run_here(work: Work) -> None:
 
 
 def _write_plan(grid: Grid, work: Work, models: Models) -> None:
-    folders = {task.spec.id: task.folder.name for task in work.tasks}
-    points = [point.with_(folder=folders.get(point.id, "")) for point in grid.points()]
+    points = [point.with_(folder=task.folder.name) for point, task in zip(grid.points(), work.of_points, strict=True)]
     plan = runs.SweepFile(
         kind="specs",
         title=work.out.name,

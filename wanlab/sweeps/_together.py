@@ -82,6 +82,7 @@ class Together(Iterator[Finished]):
 
     def __next__(self) -> Finished:
         self._drop()
+        self.lost = ()
         if not self._ready and self._pending:
             self._run()
         if not self._ready:
@@ -125,7 +126,7 @@ class Together(Iterator[Finished]):
     def _run(self) -> None:
         """Run until variants are finished; what is then attached or held is given back."""
         model, spec = self._model, self._pending[-1].variants[0].asked
-        _check_bare(model)
+        check_bare(model)
         check = None if self._watch is None else self._watch.check
         with (
             Interrupts() as interrupts,
@@ -148,7 +149,12 @@ class Together(Iterator[Finished]):
             self._pending += [node.fork(part) for part in sorted(parts, key=len, reverse=True)]
             return
         self.lost = tuple(variant.key for variant in node.variants)
-        self._pending += self._segment(node, interrupts)
+        try:
+            self._pending += self._segment(node, interrupts)
+        except Exception:
+            if self._checkpoint is not None:  # they begin anew if they are run again
+                self._checkpoint.drop(list(self.lost))
+            raise
         self.lost = ()
         if node.state.index < node.variants[0].num_steps:
             self._pending.append(node)
@@ -221,7 +227,7 @@ def _check(model: Any, variants: list[Variant], text: TextEmbeddings) -> None:
     """Raise WanlabError for variants that cannot share, and for text that one of them lacks."""
     if not variants:
         raise WanlabError("There is nothing to denoise", remedy="Give at least one variant")
-    _check_bare(model)
+    check_bare(model)
     other = next((v for v in variants if v.group != variants[0].group), None)
     if other is not None:
         differ = ", ".join(variants[0].spec.diff(other.spec)) or "what is compiled"
@@ -237,7 +243,7 @@ def _check(model: Any, variants: list[Variant], text: TextEmbeddings) -> None:
         )
 
 
-def _check_bare(model: Any) -> None:
+def check_bare(model: Any) -> None:
     """Raise WanlabError where something was attached by hand: some variants would see it otherwise than others."""
     if found := model.attachments():
         raise WanlabError(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from wanlab import runs
 from wanlab.errors import WanlabError
-from wanlab.watch import Lines, Watch
+from wanlab.watch import Cancelled, Lines, Watch
 
 _CANCEL_SECONDS = 0.1  # between looks for the file that asks to stop
 _TELL_SECONDS = 1.0
@@ -37,12 +37,19 @@ class Watching(Watch):
             self._looked = now
             if runs.is_cancelled(self._out):
                 self.cancel()
+        if self.cancelled:
+            at = f", step {self.working.step} of {self.working.num_steps}" if self.working.step else ""
+            raise Cancelled(f"Cancelled{at}.")
         super().check()
         self.tell()
 
     def on_step(self, step: int, sigma: float, latents: Tensor, denoised: Tensor) -> None:
         self.working = self.working.with_(step=step + 1)
-        super().on_step(step, sigma, latents, denoised)
+        self._looked = 0.0  # a step may be shorter than the time between looks
+        self.check()
+
+    def __exit__(self, *_: object) -> None:
+        """Keep no times: those of many runs say nothing about the next one."""
 
     def begin(self, current: str, num_steps: int) -> None:
         """Say what runs now."""

@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import Literal
 
 from wanlab import pipeline, runs
-from wanlab.errors import shorten
-from wanlab.models import Model
+from wanlab.errors import WanlabError, shorten
 from wanlab.spec import GenerationSpec
-from wanlab.sweeps._checkpoint import adopt
-from wanlab.sweeps._claimed import Claimed, Task
+from wanlab.sweeps._checkpoint import adopt, tidy
+from wanlab.sweeps._claimed import Claimed, Task, in_hand
 from wanlab.sweeps._group import Group
 from wanlab.sweeps._keys import group_key
 from wanlab.sweeps._models import Models
 from wanlab.sweeps._plan import forecast
 from wanlab.sweeps._watching import Watching
+from wanlab.watch import Interrupts
 
+_CHECKPOINTS = "checkpoints"
+_FAILED = ("failed", "oom")
 _POLL_SECONDS = 0.5  # between looks at runs that other processes have in hand
 _log = logging.getLogger(__name__)
 
@@ -41,7 +43,8 @@ class Work:
 
     def __init__(self, out: Path, specs: Sequence[GenerationSpec], options: Options, models: Models) -> None:
         self.out, self.options, self._models = out, options, models
-        self.tasks = [self._task(spec) for spec in specs]
+        self.of_points = [self._task(spec) for spec in specs]
+        self.tasks = list({task.run: task for task in self.of_points}.values())  # two points may be one, by an alias
 
     def _task(self, spec: GenerationSpec) -> Task:
         """Where a point runs. Raises WanlabError for one that its model cannot follow."""
@@ -82,65 +85,81 @@ class Work:
         records = [row.record for row in runs.results(self.out) if row.record is not None and row.status == "ok"]
         found = {record.id for record in records}
         if self.options.stale == "keep":
-            stale = [record for record in records if record.numerics != runs.NUMERICS]
-            old = {(record.fingerprint, GenerationSpec.from_json(record.spec).id) for record in stale}
-            found |= {task.run for task in self.tasks if (self._models.of(task.spec).fingerprint, task.spec.id) in old}
+            others = {record.numerics for record in records} - {runs.NUMERICS}
+            found |= {task.run for task in self.tasks if any(self._run_id(task, other) in found for other in others)}
         return found
+
+    def _run_id(self, task: Task, numerics: int) -> str:
+        return runs.run_id(task.spec.id, self._models.of(task.spec).fingerprint, numerics)
+
+    def _failed_since(self, began: str) -> set[str]:
+        """Run ids that other processes ended without a result meanwhile, and that nobody cancelled."""
+        rows = [row.record for row in runs.results(self.out) if row.record is not None and row.status in _FAILED]
+        return {record.id for record in rows if (record.ended or "") > began}
 
     # Running
 
     def run(self, watch: Watching) -> None:
         """Run tasks until each has ended, here or elsewhere. Raises what stops all: an interrupt, `Cancelled`."""
-        ended: set[str] = set()
+        ended, began, helps = set[str](), runs.now(), False
         while True:
             watch.check()
+            ended |= self._failed_since(began)
             left = [task for task in self.open_tasks() if task.run not in ended]
             if not left:
-                return
+                break
             progressed = False
             for group in self.groups(left):
-                progressed |= self._group(group, watch, ended)
+                progressed |= self._group(group, watch, ended, helps)
+            helps = not progressed
             if not progressed:
                 time.sleep(_POLL_SECONDS)  # others have what is left; one of them may die
+        done = self._finished()
+        groups = {task.group for task in self.tasks} - {task.group for task in self.tasks if task.run not in done}
+        tidy(self.out / _CHECKPOINTS, groups, done)
 
-    def _group(self, tasks: Sequence[Task], watch: Watching, ended: set[str]) -> bool:
+    def _group(self, tasks: Sequence[Task], watch: Watching, ended: set[str], helps: bool) -> bool:
         """Run what of a group can be had; whether that was anything. What ended or gave up goes into `ended`."""
         model = self._models.of(tasks[0].spec)
-        claimed = self._claim(tasks, model, ended)
-        if not claimed:
-            return False
-        self._models.use(model)
-        specs = [member.task.spec for member in claimed]
-        expected = forecast(model, specs)
-        working = watch.working
-        watch.working = working.with_(alone=working.alone + expected.alone, planned=working.planned + expected.shared)
-        watch.begin(_in_words(specs), len(model.experts(specs[0].resolve(model))))
-        mine = {member.task.run for member in claimed}
-        folder = adopt(self.out / "checkpoints", tasks[0].group, mine, lambda run: run in self._finished())
-        Group(model, self._models, watch, folder, self.options.checkpoint_steps).run(claimed)
-        ended |= mine
+        with Interrupts() as interrupts, in_hand() as left:
+            self._claim(left, tasks, ended, helps)
+            ended |= set(left)
+            if not left:
+                return False
+            self._models.use(model)
+            specs = [member.task.spec for member in left.values()]
+            expected = forecast(model, specs)
+            working = watch.working
+            counts = {"alone": working.alone + expected.alone, "planned": working.planned + expected.shared}
+            watch.working = working.with_(**counts)
+            watch.begin(_in_words(specs), len(model.experts(specs[0].resolve(model))))
+            mine = set(left)
+            folder = adopt(self.out / _CHECKPOINTS, tasks[0].group, mine, lambda run: run in self._finished())
+            Group(model, self._models, watch, interrupts, folder, self.options.checkpoint_steps).run(left)
         return True
 
-    def _claim(self, tasks: Sequence[Task], model: Model, ended: set[str]) -> list[Claimed]:
-        """Take tasks in hand: all that can be had, but a run on its last try alone, lest others crash with it."""
-        found: list[Claimed] = []
+    def _claim(self, left: dict[str, Claimed], tasks: Sequence[Task], ended: set[str], helps: bool) -> None:
+        """Take tasks in hand: all that can be had, but a run on its last try alone, lest others crash with it.
+
+        Whoever has the first one is about to take the others; who `helps` takes them nevertheless.
+        """
         for task in tasks:
-            if task.run in ended:
+            is_last = self._is_last_try(task)
+            if task.run in ended or (left and is_last):
                 continue
-            if found and self._is_last_try(task):
-                continue
-            record = task.record(model.fingerprint)
+            record = task.record(self._models.of(task.spec).fingerprint)
             try:
-                record = runs.claim(task.folder, record, self.options.max_attempts, self.options.stale)
-            except runs.GaveUp as error:
+                claimed = runs.claim(task.folder, record, self.options.max_attempts, self.options.stale)
+            except WanlabError as error:  # it gave up, or its folder can be neither read nor written
                 _log.warning("%s", error)
                 ended.add(task.run)
                 continue
-            if record is not None:
-                found.append(Claimed(task, record))
-            if found and self._is_last_try(found[0].task):
-                break
-        return found
+            if claimed is not None:
+                left[task.run] = Claimed(task, claimed)
+                if is_last:
+                    return
+            elif not left and not helps and task.run not in self._finished():
+                return
 
     def _is_last_try(self, task: Task) -> bool:
         """Whether a run that crashed as often as it may, but once, is begun again."""
