@@ -11,6 +11,7 @@ from typing import Literal
 
 from wanlab import pipeline, runs
 from wanlab.errors import WanlabError, shorten
+from wanlab.models import Model
 from wanlab.spec import GenerationSpec
 from wanlab.sweeps._checkpoint import adopt, tidy
 from wanlab.sweeps._claimed import Claimed, Task, in_hand
