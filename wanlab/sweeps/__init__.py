@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from wanlab.sweeps._experiment import Experiment, default_out, read_experiment, refuse, run_experiment, run_points
     from wanlab.sweeps._grid import Grid, grid, zip_
     from wanlab.sweeps._keys import conditions_key, group_key, text_key
-    from wanlab.sweeps._log import log
+    from wanlab.sweeps._log import log, shared_folder
     from wanlab.sweeps._plan import Forecast, Segment, forecast, plan
     from wanlab.sweeps._point import PointOptions, run_point
     from wanlab.sweeps._points import Zip, expand, seeds
@@ -37,6 +37,7 @@ _HOME = {
     "run_points": "_experiment",
     "run_experiment": "_experiment",
     "log": "_log",
+    "shared_folder": "_log",
     "PointOptions": "_point",
     "run_point": "_point",
     "Checkpoints": "_checkpoint",
@@ -91,6 +92,7 @@ __all__ = [
     "run_points",
     "run_sweep",
     "seeds",
+    "shared_folder",
     "slurm_options",
     "text_key",
     "zip_",

@@ -45,6 +45,18 @@ def log(**metrics: Any) -> None:
     _show(values | {name: files.get(name) or _words(result) for name, result in results.items()})
 
 
+def shared_folder(name: str) -> Path:
+    """A folder for what the points of an experiment have in common, such as reference clips: `name` beside the runs.
+
+    The same for all points, so that `run_sweep` makes there what none has made yet. Outside of an experiment it lies in
+    runs/ of the current folder. Raises WanlabError for a name that is no plain word.
+    """
+    if not _FILE.fullmatch(name):
+        raise WanlabError(f"{shorten(name)} cannot name a folder", remedy='Give a plain name: shared_folder("clips")')
+    run = os.environ.get(RUN_VARIABLE)
+    return (Path(run).parent if run else Path.cwd() / "runs") / name
+
+
 @dataclass(frozen=True)
 class Logged:
     """What a notebook has logged into its run folder so far."""
