@@ -31,6 +31,7 @@ _LOW = (
     "flip",
     "flicker",
     "fid",
+    "forwards",
 )
 _DIGITS = 4  # significant ones of the largest number of a column
 _MB = 1e6
@@ -107,12 +108,17 @@ def gather(
         Entry(i + 1, _label(row, i + 1), row, _values(row, distances.get(i, {})), i in references)
         for i, row in enumerate(rows)
     ]
-    metrics = sorted({name for row in rows for name in row.metrics} - set(settings))
+    metrics = [name for name in _logged(rows) if name not in settings]
+    measures = {c.name: replace(c, decimals=None) for c in _MEASURES}
     known = [replace(c, is_number=True) for c in DISTANCES]
     columns = [Column(name, name, is_setting=True) for name in settings]
     columns += [
         *known,
-        *(Column(m, m.replace("_", " "), better=_direction(m)) for m in metrics if m not in _names(known)),
+        *(
+            measures.get(m, Column(m, m.replace("_", " "), better=_direction(m)))
+            for m in metrics
+            if m not in _names(known)
+        ),
     ]
     columns += [c for c in _MEASURES if c.name not in {*settings, *metrics}]
     filled = [_fitted(c, [e.values.get(c.name) for e in entries]) for c in columns]
@@ -148,12 +154,19 @@ def _names(columns: Iterable[Column]) -> set[str]:
     return {c.name for c in columns}
 
 
+def _logged(rows: Sequence[Row]) -> list[str]:
+    """Names of metrics in the order in which they were logged, by the run that has most of them."""
+    return list(dict.fromkeys(n for row in sorted(rows, key=lambda row: -len(row.metrics)) for n in row.metrics))
+
+
 def _label(row: Row, number: int) -> str:
     return in_words(row.settings) or (row.folder.name if row.folder is not None else f"run {number}")
 
 
 def _values(row: Row, distances: Mapping[str, float]) -> dict[str, Any]:
-    found = {**_took(row), **row.metrics, **distances, **row.settings, STATUS: row.status}
+    files = {file.path for file in row.record.artifacts} if row.record else set()
+    metrics = {name: value for name, value in row.metrics.items() if not (isinstance(value, str) and value in files)}
+    found = {**_took(row), **metrics, **distances, **row.settings, STATUS: row.status}
     return {name: None if isinstance(v, float) and math.isnan(v) else v for name, v in found.items()}
 
 

@@ -13,7 +13,7 @@ from wanlab.reports._columns import DISTANCES, Column, Entry, is_number
 WIDTH, HEIGHT = 720, 400
 LEFT, RIGHT, TOP, BOTTOM = 68, 16, 26, 50
 COLOURS = 8
-_COST = ("denoise_seconds", "seconds", "forwards", "peak_mb")
+_COST = ("denoise_seconds", "forwards", "ideal_speedup", "seconds", "peak_mb")
 _GAIN = (*(c.name for c in DISTANCES), "ideal_speedup")
 _TICKS = 6
 _FINITE = 0.9  # of the frame, where something is infinite
@@ -34,6 +34,7 @@ def choose(columns: Sequence[Column], entries: Sequence[Entry]) -> Plot | None:
     measured = [name for name, c in axes.items() if not c.is_setting]
     x = next((name for name in (*_COST, *measured, *axes) if name in axes), None)
     own = [name for name in measured if name not in (*_COST, "skipped_forwards", "state_mb", *_GAIN)]
+    own.sort(key=lambda name: axes[name].better != "high" or "speedup" in name)  # quality first, else as it was logged
     y = next((name for name in (*_GAIN[:-1], *own, *_GAIN[-1:], *measured, *axes) if name in axes and name != x), None)
     if x is None or y is None:
         return None
