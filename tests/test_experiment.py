@@ -20,7 +20,7 @@ import wanlab
 from wanlab import runs
 from wanlab.cli import main
 from wanlab.errors import WanlabError
-from wanlab.sweeps import default_out, log, read_experiment, run_experiment
+from wanlab.sweeps import default_out, log, read_experiment, run_experiment, shared_folder
 from wanlab.sweeps._log import MIME, logged
 from wanlab.sweeps._notebook import read_notebook
 from wanlab.sweeps._outputs import CELL_TEXT, MOST_BYTES, Log, Outputs, Text, shrink
@@ -155,6 +155,14 @@ def test_our_own_experiments(path: Path) -> None:
     assert stripped.returncode == 0
 
 
+def test_folders_are_called_after_whole_settings(tmp_path: Path) -> None:
+    grid = {"a_long_name": ["a" * 30, "b"], "another_long_name": ["c" * 30, "d"]}
+    path = experiment(tmp_path / "q", "1", grid=grid, parameters="a_long_name = ''\nanother_long_name = ''")
+    names = [point.folder.rpartition("_")[0] for point in read_experiment(path).points]
+    first, second = "a_long_name-" + "a" * 24, "another_long_name-" + "c" * 24
+    assert names[:3] == [first, f"{first}_another_long_name-d", f"a_long_name-b_{second}"]
+
+
 def broken(folder: Path, what: str) -> Path:
     """The same experiment with one fault."""
     node = notebook("print(x)")
@@ -225,6 +233,16 @@ def test_log_outside_of_a_run_only_shows(tmp_path: Path, monkeypatch: pytest.Mon
     assert capsys.readouterr().out == "psnr=31.25  ok=True  clip=3 frames, run 0123456789ab\n"
     assert list(tmp_path.iterdir()) == []
     assert wanlab.log is log
+
+
+def test_a_folder_that_points_share_lies_beside_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert shared_folder("clips") == tmp_path / "runs" / "clips"
+    cell = "import wanlab; wanlab.log(where=wanlab.sweeps.shared_folder('clips'))"
+    row = run_experiment(experiment(tmp_path / "q", cell), tmp_path / "out")[0]
+    assert row.metrics == {"where": str(tmp_path / "out" / "clips")}
+    with pytest.raises(WanlabError, match="cannot name a folder"):
+        shared_folder("../clips")
 
 
 def test_log_stores_whole_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -202,6 +202,24 @@ def test_notebooks_and_their_metrics(tmp_path: Path) -> None:
     ]
 
 
+def test_metrics_as_they_were_logged(tmp_path: Path) -> None:
+    """In their order, known measures by their own names, no column of file names; quality is plotted against cost."""
+    full = {"forwards_alone": 8, "realised_speedup": 2.0, "psnr": 40.5, "forwards": 10.5, "right": 3}
+    logged = ({"right": 4, "psnr": 50.5, "realised_speedup": 1.0, "forwards": 20}, full)
+    for i, metrics_ in enumerate(logged):
+        record = runs.RunRecord(id=f"p{i}", status="ok", metrics={**metrics_, "video": "video.mp4"})
+        runs.write_run(tmp_path / f"n{i}", record, {"video.mp4": lambda path: video.write_video(path, clip(9), 8.0)})
+    made = wanlab.report(tmp_path)
+    names = ("forwards_alone", "realised_speedup", "psnr", "forwards", "right")
+    assert made.columns == ("status", *names)
+    columns = {c.name: c for c in made._columns}
+    assert [columns[name].better for name in names] == ["low", "high", "high", "low", "high"]
+    assert columns["forwards"].text(10.5) == "10.50"
+    plot = _pareto.choose(made._columns, made.entries)
+    assert plot is not None
+    assert (plot.x.name, plot.y.name) == ("forwards", "psnr")
+
+
 def test_distances_to_a_reference(caches: Path) -> None:
     """Each cached clip against the uncached one of its seed, as decoded from the files; by an id too."""
     made = wanlab.report(caches, reference={"cache": "none"})

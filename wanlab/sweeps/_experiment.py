@@ -117,10 +117,10 @@ def _points(notebook: Notebook, settings: Sequence[Mapping[str, Any]]) -> tuple[
 
 def _slug(settings: Mapping[str, Any]) -> str:
     """Settings as words that every file system takes: "cache-magcache_seed-3"."""
-    words = "_".join(f"{name}-{_word(value)}" for name, value in settings.items())
-    if len(words) > _SLUG:
-        words = words[: _SLUG + 1].rpartition("_")[0] or words[:_SLUG]  # ends with a whole setting
-    return words.strip("-_.")
+    words = [f"{name}-{_word(value)}" for name, value in settings.items()]
+    while len(words) > 1 and len("_".join(words)) > _SLUG:
+        words.pop()  # a name has "_" too: only whole settings go
+    return "_".join(words)[:_SLUG].strip("-_.")
 
 
 def _word(value: Any) -> str:
