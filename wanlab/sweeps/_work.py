@@ -11,6 +11,7 @@ from typing import Literal
 
 from wanlab import pipeline, runs
 from wanlab.errors import WanlabError, shorten
+from wanlab.files import PART
 from wanlab.spec import GenerationSpec
 from wanlab.sweeps._checkpoint import adopt, tidy
 from wanlab.sweeps._claimed import Claimed, Task, in_hand
@@ -113,6 +114,8 @@ class Work:
         done = self._finished()
         groups = {task.group for task in self.tasks} - {task.group for task in self.tasks if task.run not in done}
         tidy(self.out / _CHECKPOINTS, groups, done)
+        for part in self.out.glob(f"{PART}*"):  # of plans that processes were writing when they died
+            part.unlink(missing_ok=True)
 
     def _group(self, tasks: Sequence[Task], watch: Watching, ended: set[str], helps: bool) -> bool:
         """Run what of a group can be had; whether that was anything. What ended or gave up goes into `ended`."""
