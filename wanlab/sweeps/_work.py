@@ -101,12 +101,12 @@ class Work:
         ended, began, helps = set[str](), runs.now(), False
         while True:
             watch.check()
-            ended |= self._failed_since(began)
-            left = [task for task in self.open_tasks() if task.run not in ended]
+            left = [task for task in self.open_tasks() if task.run not in ended | self._failed_since(began)]
             if not left:
                 break
             progressed = False
             for group in self.groups(left):
+                ended |= self._failed_since(began)
                 progressed |= self._group(group, watch, ended, helps)
             helps = not progressed
             if not progressed:
