@@ -235,7 +235,7 @@ class Poison(distributed.WorkerPlugin):
         stages.decode = deadly
 
 
-@pytest.mark.slow
+@pytest.mark.kills
 def test_a_run_that_ends_its_process_each_time_is_given_up_alone(tiny: Model, tmp_path: Path) -> None:
     """The others of its group end well, although their processes were killed with it."""
     grid = wanlab.grid(spec_of(tiny, seed=1), guidance_scale=[POISON, 3.0, 4.0])
@@ -308,7 +308,7 @@ def test_notebooks_run_in_kernels_of_the_workers(client: Any, tmp_path: Path) ->
     assert runs.read_working(tmp_path / "out") == []
 
 
-@pytest.mark.slow
+@pytest.mark.kills
 def test_the_command_takes_workers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = experiment(tmp_path / "question", "from wanlab import log; log(y=x)", grid={"x": [1, 2]})
     assert main(["sweep", str(path), "--out", str(tmp_path / "out"), "--workers", "1", "--gpus", ""]) == 0
@@ -351,7 +351,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.slow
+@pytest.mark.kills
 def test_ctrl_c_in_a_terminal_stops_all_and_leaves_nobody(tmp_path: Path) -> None:
     """The signal goes to all processes of the terminal; the one that began the sweep ends the others."""
     model = wanlab.load("wan_tiny", device="cpu")
