@@ -92,7 +92,7 @@ class Group:
 
     def _result(self, member: Claimed, found: Finished) -> Result:
         model, spec, (_, latents, ran) = self._model, member.task.spec, found
-        took = ran.pop("seconds")
+        took = ran["shared"].pop("seconds")
         seconds = {**self._seconds, "denoise": took["denoise"]}
         with self._timed("decode", spec, seconds):
             media = stages.decode(model, spec, latents, self._watch.part)

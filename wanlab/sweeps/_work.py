@@ -11,6 +11,7 @@ from typing import Literal
 
 from wanlab import pipeline, runs
 from wanlab.errors import WanlabError, shorten
+from wanlab.files import PART
 from wanlab.models import Model
 from wanlab.spec import GenerationSpec
 from wanlab.sweeps._checkpoint import adopt, tidy
@@ -105,12 +106,12 @@ class Work:
         ended, began, helps = set[str](), runs.now(), False
         while True:
             watch.check()
-            ended |= self._failed_since(began)
-            left = [task for task in self.open_tasks() if task.run not in ended]
+            left = [task for task in self.open_tasks() if task.run not in ended | self._failed_since(began)]
             if not left:
                 break
             progressed = False
             for group in self.groups(left):
+                ended |= self._failed_since(began)
                 progressed |= self._group(group, watch, ended, helps)
             helps = not progressed
             if not progressed:
@@ -118,6 +119,8 @@ class Work:
         done = self._finished()
         groups = {task.group for task in self.tasks} - {task.group for task in self.tasks if task.run not in done}
         tidy(self.out / _CHECKPOINTS, groups, done)
+        for part in self.out.glob(f"{PART}*"):  # of plans that processes were writing when they died
+            part.unlink(missing_ok=True)
 
     def _group(self, tasks: Sequence[Task], watch: Watching, ended: set[str], helps: bool) -> bool:
         """Run what of a group can be had; whether that was anything. What ended or gave up goes into `ended`."""
