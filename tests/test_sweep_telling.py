@@ -1,4 +1,4 @@
-"""A sweep that is waited for says how far it is, on stderr or in one line of a live notebook; short ones say nothing."""
+"""A sweep says how far it is, on stderr or in one line of a live notebook; short ones say nothing."""
 
 from __future__ import annotations
 

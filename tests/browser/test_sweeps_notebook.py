@@ -1,4 +1,4 @@
-"""The notebook `sweeps` in JupyterLab: it runs, tells how far it is, fills its browser and its panel, and looks right."""
+"""The notebook `sweeps` in JupyterLab: it runs, tells how far it is, fills its panels, and looks right."""
 
 from __future__ import annotations
 
