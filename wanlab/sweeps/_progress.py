@@ -79,9 +79,9 @@ class SweepProgress:
         facts += [_doing(working, len(self.current) > 1) for working in self.current[:_SHOWN]]
         if len(self.current) > _SHOWN:
             facts.append(f"{len(self.current) - _SHOWN} more processes")
-        if self.share_saved is not None:
+        if self.share_saved is not None and round(self.share_saved, 2):
             facts.append(f"sharing saved {self.share_saved:.0%} of the forwards")
-        elif self.predicted_saved:
+        elif self.share_saved is None and self.predicted_saved:
             verb = "saved" if self.total == self.by_status.get("ok", 0) else "is to save"
             facts.append(f"sharing {verb} {self.predicted_saved:.0%} of the forwards")
         return " · ".join(facts)
