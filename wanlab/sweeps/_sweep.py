@@ -14,6 +14,7 @@ from wanlab.spec import GenerationSpec
 from wanlab.sweeps._grid import Grid
 from wanlab.sweeps._models import Models
 from wanlab.sweeps._plan import forecast
+from wanlab.sweeps._telling import Telling
 from wanlab.sweeps._together import check_bare
 from wanlab.sweeps._watching import Watching
 from wanlab.sweeps._work import Options, Work
@@ -33,6 +34,7 @@ def run_sweep(  # noqa: PLR0913 - each is a choice of its own, and all but two h
     checkpoint_steps: int | None = None,
     batch_seeds: int = 1,
     device: str = "auto",
+    progress: bool = True,
 ) -> runs.Results:
     """Run every point of a grid that has no result in the folder `out` yet; returns the results of all.
 
@@ -49,6 +51,7 @@ def run_sweep(  # noqa: PLR0913 - each is a choice of its own, and all but two h
     batch_seeds: up to so many points that differ in the seed alone are denoised as one batch, instead of sharing steps.
     Quicker on a GPU; it may change bits, and caches decide by all samples, so every record says who was in the batch.
     device: where models are loaded.
+    progress: a sweep that takes long says how far it is, in one line of a live notebook, else on stderr.
     A point that fails has its error in its run; the others go on. Ctrl-C, and `runs.request_cancel(out)`, end it
     within a step. Raises WanlabError, before anything runs or is written, for a point that its model cannot follow, and
     where something is attached to a model by hand.
@@ -65,9 +68,9 @@ def run_sweep(  # noqa: PLR0913 - each is a choice of its own, and all but two h
     if executor != LOCAL:
         from wanlab.sweeps._cluster import run_on
 
-        run_on(executor, work)
+        run_on(executor, work, Telling(work.out, is_silent=not progress))
     else:
-        run_here(work)
+        run_here(work, Telling(work.out, is_silent=not progress))
     return runs.results(work.out)
 
 
@@ -77,11 +80,10 @@ def _checked(grid: Grid) -> Sequence[GenerationSpec]:
     return grid.specs
 
 
-def run_here(work: Work) -> None:
+def run_here(work: Work, telling: Telling) -> None:
     """Run the work in this process, telling how far it is."""
-    watch = Watching(work.out)
     try:
-        with watch:
+        with telling, Watching(work.out, telling) as watch:
             work.run(watch)
     finally:
         runs.end_working(work.out)
