@@ -12,10 +12,11 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export JUPYTER_PREFER_ENV_PATH  := 1
 export PYTHONUTF8               := 1
 
-.PHONY: help install demo test browser lab clean
+.PHONY: help install demo test kills browser lab clean
 help:
 	@echo "make demo   generate from wan_tiny through notebooks/quickstart.ipynb; results in $(OUT)"
 	@echo "make test   run the tests (ARGS='-k spec' chooses)"
+	@echo "make kills  kill sweeps, their workers and kernels at random moments (minutes)"
 	@echo "make browser  drive JupyterLab in Chromium (needs the system's chromium)"
 	@echo "make lab    open JupyterLab on copies of the notebooks, in runs/lab"
 	@echo "make clean  remove $(VENV)"
@@ -42,6 +43,9 @@ test: install
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+
+kills: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m kills -n 2 --dist load $(ARGS)
 
 # The browser is the system's Chromium (Debian: apt-get install chromium). WANLAB_SCREENSHOTS=docs renews the README's pictures.
 browser: $(VENV)/.browser

@@ -23,6 +23,7 @@ _LEFT_OUT = {
     "gpu": "needs a CUDA device: -m gpu",
     "weights": "needs local weights: -m weights",
     "browser": "drives Chromium: make browser",
+    "kills": "kills processes for minutes: make kills",
 }
 
 
@@ -35,7 +36,7 @@ def _own_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what needs a GPU, large weights or a browser unless the command line names the marker (`-m gpu`)."""
+    """Leave out what needs a GPU, large weights, a browser or minutes unless the command line names its marker."""
     asked = config.getoption("markexpr", "")
     for word, reason in _LEFT_OUT.items():
         if word in asked:

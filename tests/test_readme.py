@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,34 @@ def test_the_example_of_probes_and_studies_runs(live: Path) -> None:
     assert len(scope["trace"].frame) == 2 * blocks * (11 + 12 * heads)  # a ratio needs a step before it
     assert scope["quick"].skipped_forwards is not None
     assert not model.attachments()
+
+
+def test_the_example_of_sweeps_runs(live: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = wanlab.load("wan_tiny", device="cpu")
+    spec = model.spec(
+        prompt="a red circle moves right on a black background", num_steps=20, width=48, height=48, num_frames=5
+    )
+    scope: dict[str, Any] = {"wanlab": wanlab, "model": model, "spec": spec}
+    exec(block("python", "wanlab.run_sweep(grid, "), scope)
+    assert scope["results"].counts() == {"ok": 2 * 5}
+    assert (live / "runs" / "which_cache" / "report.html").is_file()
+    assert "magcache" in capsys.readouterr().out
+
+
+def test_the_figures_of_sharing_are_those_measured() -> None:
+    folder = Path(__file__).parent.parent / "experiments" / "sweep_sharing"
+    found = json.loads((folder / "results" / "h100.json").read_text())
+    forecast, summary = found["forecast"], found["summary"]
+    assert found["shared"]["forwards"] == forecast["shared"]
+    assert found["shared"]["sha256"] == found["alone"]["sha256"]
+    for text in (README, (folder / "README.md").read_text()):
+        assert f"{forecast['shared']} of {forecast['alone']:,} forwards" in text
+        assert all(f"{summary[name]:.3f}" in text for name in ("speedup", "ideal"))
+
+
+def test_the_experiments_that_it_names_are_there() -> None:
+    for path in set(re.findall(r"wanlab sweep (experiments/\w+)", README)):
+        assert (Path(__file__).parent.parent / path / "run.ipynb").is_file(), path
 
 
 def test_the_caches_are_all_there() -> None:

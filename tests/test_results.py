@@ -403,7 +403,7 @@ def test_what_processes_do(tmp_path: Path) -> None:
     runs.write_working(tmp_path, me)
     (found,) = runs.read_working(tmp_path)
     assert (found.pid, found.host, found.current) == (os.getpid(), socket.gethostname(), "a fox")
-    assert found.share_saved == pytest.approx(0.7)
+    assert found.share_saved == pytest.approx(0.6)
     assert runs.Working().share_saved == 0.0
     runs.write_working(tmp_path, me.with_(pid=2**31 - 1))
     runs.write_working(tmp_path, me.with_(host="else/where"))

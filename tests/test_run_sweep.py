@@ -561,7 +561,7 @@ def test_progress_shows_while_it_runs(
 
 def test_two_threads_share_the_points(model: Model, seeds: Any, alone: Any, tmp_path: Path) -> None:
     with Forwards(model) as counted:
-        threads = [threading.Thread(target=wanlab.run_sweep, args=(seeds, tmp_path), kwargs={"model": model})] * 1
+        threads = [threading.Thread(target=wanlab.run_sweep, args=(seeds, tmp_path), kwargs={"model": model})]
         for thread in threads:
             thread.start()
         found = wanlab.run_sweep(seeds, tmp_path, model=model)

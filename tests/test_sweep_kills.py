@@ -24,7 +24,7 @@ from tests.tiny import tiny_wan
 from wanlab import runs
 from wanlab.errors import WanlabError
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.kills
 SEED = 6
 
 

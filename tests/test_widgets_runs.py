@@ -89,14 +89,14 @@ def test_progress_of_a_sweep(sweep: Path, points: Any) -> None:
     assert dict(told.by_status) == {"ok": 3, "running": 1, "pending": 1, "failed": 1}
     assert [f.id for f in told.failures] == [points[3].id]
     assert HOSTILE in told.failures[0].error
-    assert told.share_saved == pytest.approx(0.75)
+    assert told.share_saved == pytest.approx(0.5)
     assert told.predicted_saved == pytest.approx(0.6)
     assert told.fraction == pytest.approx((4 + 0.25) / 6)
     assert told.eta is not None
     assert not told.is_over
     line = str(told)
     assert "\n" not in line
-    for words in ("4/6 runs", "1 failed", "guidance_scale 5.0 step 1/4", "sharing saved 75%"):
+    for words in ("4/6 runs", "1 failed", "guidance_scale 5.0 step 1/4", "sharing saved 50%"):
         assert words in line
 
 
@@ -118,7 +118,8 @@ def test_eta_is_of_forwards_where_they_are_counted(sweep: Path) -> None:
     begun = SweepProgress.of(sweep).current[0].started
     seconds = time.time() - 946_684_800
     assert begun.startswith("2000")
-    assert SweepProgress.of(sweep).eta == pytest.approx(2 * seconds, rel=1e-6)
+    left = 20 + 40 / 6  # its own, and those of a mean run for the one that nobody has in hand
+    assert SweepProgress.of(sweep).eta == pytest.approx(seconds / 10 * left, rel=1e-6)
 
 
 def test_progress_of_what_is_over_and_of_nothing(tmp_path: Path, points: Any) -> None:

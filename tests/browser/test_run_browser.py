@@ -32,7 +32,7 @@ for i in range(8):
     finish(folders[i], points[i], seconds=2.5 + i % 3, side=48, psnr=30.0 + 7 * i % 5)
 break_off(folders[8], points[8], f"out of luck {{HOSTILE}}")
 begin(folders[9], points[9])
-work("runs/{name}", current="easycache, guidance_scale 1.0", step=1, num_steps=4, executed=30, planned=60, alone=80)
+work("runs/{name}", current="easycache, guidance_scale 1.0", step=1, num_steps=4, executed=30, planned=30, alone=80)
 may_go_on = threading.Event()
 
 def make_the_rest():

@@ -128,7 +128,7 @@ def _task(path: Path, out: Path, changes: Mapping[str, Any], arguments: Any, exe
     ]
     overview = _table(["folder", *experiment.names], lines)
     ids = [point.id for point in experiment.points]
-    return _Task(experiment.title, out, ids, overview, lambda: run_points(experiment, out, options, executor))
+    return _Task(experiment.title, out, ids, overview, lambda: run_points(experiment, out, options, executor, False))
 
 
 def _executor(arguments: Any) -> AbstractContextManager[Any]:
@@ -147,7 +147,7 @@ def _run_specs(grid: Any, out: Path, options: Mapping[str, Any]) -> None:
     from wanlab.watch import Cancelled
 
     try:
-        run_sweep(grid, out, **options)
+        run_sweep(grid, out, **options, progress=False)
     except Cancelled:
         raise KeyboardInterrupt from None
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from wanlab.runs import Results
 
 _PAGE = "report.html"
-_SHOWN = 8  # rows in a notebook
+_SHOWN, _COLUMNS = 8, 8  # rows and columns in a notebook, where more would need scrolling
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,9 +90,11 @@ class Report:
         place = f"<code>{name}</code>" if address is None else f'<a href="{html.escape(address)}">{name}</a>'
         if address is not None:  # jupyter_server sends pages with a sandbox, whose requests carry no login
             place += "<br><small>Open it from disk: shown by Jupyter’s server, it cannot load its clips.</small>"
-        table = _tables.of_runs(self._table(None, False).columns, self.entries[:_SHOWN])
-        left = len(self.entries) - _SHOWN
-        more = f"<p><small>and {left} more in the page</small></p>" if left > 0 else ""
+        columns = self._table(None, False).columns
+        table = _tables.of_runs(columns[:_COLUMNS], self.entries[:_SHOWN])
+        left = {"rows": len(self.entries) - _SHOWN, "columns": len(columns) - _COLUMNS}
+        words = " and ".join(f"{count} more {name}" for name, count in left.items() if count > 0)
+        more = f"<p><small>{words} in the page</small></p>" if words else ""
         return f"<div><p><b>{html.escape(self.facts.verdict)}</b><br>{place}</p>{_tables.plain_html(table)}{more}</div>"
 
     def __repr__(self) -> str:

@@ -97,11 +97,15 @@ def page(results: Results) -> str:
 def _status(row: Row) -> str:
     words = row.status + (" (earlier numerics)" if row.stale else "")
     title = f' title="{html.escape(row.error[:2000])}"' if row.error else ""
-    return f'<td style="color:{_COLOURS.get(row.status, _BAD)}"{title}>{html.escape(words)}</td>'
+    mark = f"border-left:4px solid {_COLOURS.get(row.status, _BAD)}"  # the text keeps the theme's colour
+    return f'<td style="{mark};text-align:left"{title}>{html.escape(words)}</td>'
 
 
 def _shown(value: Any) -> str:
     if value is None:
         return "–"
-    text = f"{value:.4g}" if isinstance(value, float) else str(_cell(value))
+    if isinstance(value, Mapping) and "method" in value:
+        text = ", ".join(str(v) if n == "method" else f"{n} {_cell(v)}" for n, v in value.items())
+    else:
+        text = f"{value:.4g}" if isinstance(value, float) else str(_cell(value))
     return html.escape(text if len(text) <= _MOST else f"{text[:_MOST]}…")

@@ -42,8 +42,8 @@ class Working(Part):
 
     @property
     def share_saved(self) -> float:
-        """The share, 0 to 1, of the forwards that sharing has spared so far."""
-        return max(0.0, 1 - self.executed / self.alone) if self.alone else 0.0
+        """The share, 0 to 1, of those forwards that sharing spares."""
+        return max(0.0, 1 - max(self.planned, self.executed) / self.alone) if self.alone else 0.0
 
 
 def write_working(out: str | Path, working: Working) -> None:

@@ -25,6 +25,7 @@ from wanlab.sweeps._clients import checked, enter
 from wanlab.sweeps._dispatch import Dispatch, Job
 from wanlab.sweeps._models import Models
 from wanlab.sweeps._split import Line, spread
+from wanlab.sweeps._telling import Telling
 from wanlab.sweeps._watching import Watching
 from wanlab.sweeps._work import Options, Work, equipment
 from wanlab.watch import Cancelled
@@ -32,8 +33,8 @@ from wanlab.watch import Cancelled
 # In the process that asks
 
 
-def run_on(client: Any, work: Work) -> None:
-    """Run the work on a client's workers, until all of it has ended.
+def run_on(client: Any, work: Work, telling: Telling) -> None:
+    """Run the work on a client's workers, until all of it has ended, telling how far it is.
 
     Raises KeyboardInterrupt and `Cancelled` when the workers have stopped, WanlabError for a client that sweeps do not
     run on (see `checked`) and where the scheduler is lost.
@@ -45,9 +46,10 @@ def run_on(client: Any, work: Work) -> None:
             f"device={work.options.device!r} is one GPU, and every worker has its own",
             remedy='device="cuda", with local_cluster(gpus=[...])',
         )
-    dispatch = Dispatch(client, work.out, work.options.max_attempts)
+    dispatch = Dispatch(client, work.out, work.options.max_attempts, telling)
     try:
-        dispatch.run(jobs(work, max(1, len(client.nthreads()))))
+        with telling:
+            dispatch.run(jobs(work, max(1, len(client.nthreads()))))
     finally:
         with contextlib.suppress(OSError, TimeoutError):
             client.run(let_go, str(work.out), on_error="ignore")

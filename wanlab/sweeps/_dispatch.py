@@ -47,6 +47,8 @@ class Dispatch:
     client: Any
     out: Path
     max_attempts: int = runs.MAX_ATTEMPTS
+    telling: Callable[[], None] = lambda: None
+    """Called while it waits."""
     _given: dict[Any, tuple[Job, str]] = field(default_factory=dict)
     """Future -> its job and the worker that it was given to."""
     _had: dict[str, str] = field(default_factory=dict)
@@ -86,6 +88,7 @@ class Dispatch:
             self._woken.wait(_POLL_SECONDS)
             self._woken.clear()
             left += self._collect()
+            self.telling()
 
     def _check(self) -> None:
         if self.client.status != "running":

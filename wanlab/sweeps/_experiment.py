@@ -16,6 +16,7 @@ from wanlab.files import atomic_write, read_json
 from wanlab.sweeps._notebook import Code, Notebook, read_notebook
 from wanlab.sweeps._point import PointOptions, run_point
 from wanlab.sweeps._points import expand, same, unique
+from wanlab.sweeps._telling import Telling
 from wanlab.workspace import MARKER, find_workspace
 
 RUN, GRID = "run.ipynb", "grid.json"
@@ -144,6 +145,7 @@ def run_experiment(  # noqa: PLR0913 - each is a word of the command line too
     points: Which | None = None,
     stale: Literal["keep", "rerun"] = "keep",
     max_attempts: int = 3,
+    progress: bool = True,
 ) -> runs.Results | list[runs.Results]:
     """Run a notebook once per point of its grid, each in a kernel of its own, and return what `out` then holds.
 
@@ -153,6 +155,7 @@ def run_experiment(  # noqa: PLR0913 - each is a word of the command line too
     most `max_attempts` times, what failed and what was cancelled is.
     timeout: seconds a cell, after which its run fails; None: no limit. points: some of them, by id or position.
     stale: "rerun" runs again what an earlier version with other numerics made; "keep" keeps it, marked as stale.
+    progress: what takes long says how far it is, in one line of a live notebook, else on stderr.
 
     A run that fails, dies or hangs is a row of the results, with its notebook as failed.ipynb, and the next one starts.
     Ctrl-C and `runs.request_cancel(out)` end the running cell at once. Raises WanlabError before anything runs for a
@@ -161,19 +164,21 @@ def run_experiment(  # noqa: PLR0913 - each is a word of the command line too
     options = PointOptions(Path(), timeout, stale, max_attempts)
     if isinstance(path, str | Path):
         experiment = read_experiment(path).selected(points)
-        return run_points(experiment, Path(out) if out else default_out(experiment.title), options, executor)
+        place = Path(out) if out else default_out(experiment.title)
+        return run_points(experiment, place, options, executor, progress)
     if points is not None:
         raise WanlabError("points belong to one experiment", remedy="Run the experiments one by one")
-    return [_one_of_many(Path(each), None if out is None else Path(out), options, executor) for each in path]
+    place = None if out is None else Path(out)
+    return [_one_of_many(Path(each), place, options, executor, progress) for each in path]
 
 
-def _one_of_many(path: Path, out: Path | None, options: PointOptions, executor: Any) -> runs.Results:
+def _one_of_many(path: Path, out: Path | None, options: PointOptions, executor: Any, progress: bool) -> runs.Results:
     """Run one experiment below `out`; one that cannot run is written down there as failed."""
     folder = path.parent if path.suffix == ".ipynb" else path
     name = folder.absolute().name
     place = default_out(name) if out is None else out / name
     try:
-        return run_points(read_experiment(path), place, options, executor)
+        return run_points(read_experiment(path), place, options, executor, progress)
     except WanlabError as error:
         refuse(place, error)
         return runs.results(place)
@@ -186,7 +191,9 @@ def refuse(out: Path, error: WanlabError) -> None:
         runs.fail(out / _REFUSED, record, error)
 
 
-def run_points(experiment: Experiment, out: Path, options: PointOptions, executor: Any = "local") -> runs.Results:
+def run_points(
+    experiment: Experiment, out: Path, options: PointOptions, executor: Any = "local", progress: bool = True
+) -> runs.Results:
     """Run the experiment's points into `out`, see `run_experiment`."""
     out = out.expanduser().absolute()
     notebook = experiment.notebook
@@ -196,24 +203,26 @@ def run_points(experiment: Experiment, out: Path, options: PointOptions, executo
     _forget_refusal(out)
     source = out / f"source-{notebook.digest}.ipynb"  # what was planned, whatever is saved meanwhile
     atomic_write(source, notebook.text())
+    telling = Telling(out, is_silent=not progress)
     if executor == "local":
-        _run_here(out, source, experiment.points, options)
+        _run_here(out, source, experiment.points, options, telling)
     else:
         from wanlab.sweeps._points_on import run_points_on
 
-        run_points_on(executor, out, source, experiment.points, options)
+        run_points_on(executor, out, source, experiment.points, options, telling)
     return runs.results(out)
 
 
-def _run_here(out: Path, source: Path, points: Sequence[runs.Point], options: PointOptions) -> None:
+def _run_here(out: Path, source: Path, points: Sequence[runs.Point], options: PointOptions, telling: Telling) -> None:
     try:
-        for point in points:
-            if runs.is_cancelled(out):
-                break
-            try:
-                run_point(out, source, point, options)
-            except runs.GaveUp as error:
-                _log.warning("%s", error)
+        with telling:
+            for point in points:
+                if runs.is_cancelled(out):
+                    break
+                try:
+                    run_point(out, source, point, options, telling)
+                except runs.GaveUp as error:
+                    _log.warning("%s", error)
     finally:
         runs.end_working(out)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,6 +15,7 @@ from wanlab import pipeline, stages
 from wanlab.models import Model
 from wanlab.result import Result
 from wanlab.spec import GenerationSpec
+from wanlab.sweeps._batch import denoise_batch
 from wanlab.sweeps._checkpoint import Checkpoints
 from wanlab.sweeps._claimed import Claimed
 from wanlab.sweeps._models import Models
@@ -47,14 +49,7 @@ class Group:
 
     def run(self, left: dict[str, Claimed]) -> None:
         """Run claimed points, by their run ids; each is taken out as it ends. Raises what ends all that are left."""
-        specs = {run: member.task.spec for run, member in left.items()}
-        first = next(iter(specs.values()))
-        if self._model.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._model.device)
-        with self._timed("text", first):
-            text = self._models.text(self._model, list(specs.values()))
-        with self._timed("conditions", first):
-            conditions = self._models.conditions(self._model, first)
+        specs, text, conditions = self._encoded(left)
         checkpoint = Checkpoints(self._folder, self._model.fingerprint, self._every)
         together = denoise_together(self._model, specs, text, conditions, watch=self._watch, checkpoint=checkpoint)
         done = self._watch.forwards()
@@ -65,6 +60,29 @@ class Group:
             executed = done + together.executed
             self._watch.forwards = lambda: executed  # without the states of what was stopped
         shutil.rmtree(self._folder, ignore_errors=True)  # all have ended: nobody goes on from there
+
+    def run_batch(self, left: dict[str, Claimed]) -> None:
+        """As `run`, for points that differ in the seed alone, as one batch."""
+        specs, text, conditions = self._encoded(left)
+        done = self._watch.forwards()
+        with self._interrupts.let_through():
+            found = denoise_batch(self._model, specs, text, conditions, self._watch)
+        self._watch.forwards = lambda: done + sum(sum(ran["forwards"].values()) for _, _, ran in found)
+        for one in found:
+            self._finish(left[one[0]], one)
+            del left[one[0]]
+
+    def _encoded(self, left: Mapping[str, Claimed]) -> tuple[dict[str, GenerationSpec], Any, Any]:
+        """The specs, and what they are all steered by."""
+        specs = {run: member.task.spec for run, member in left.items()}
+        first = next(iter(specs.values()))
+        if self._model.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._model.device)
+        with self._timed("text", first):
+            text = self._models.text(self._model, list(specs.values()))
+        with self._timed("conditions", first):
+            conditions = self._models.conditions(self._model, first)
+        return specs, text, conditions
 
     def _denoise(self, left: dict[str, Claimed], together: Together) -> None:
         while left:
@@ -92,7 +110,7 @@ class Group:
 
     def _result(self, member: Claimed, found: Finished) -> Result:
         model, spec, (_, latents, ran) = self._model, member.task.spec, found
-        took = ran.pop("seconds")
+        took = ran["shared"].pop("seconds")
         seconds = {**self._seconds, "denoise": took["denoise"]}
         with self._timed("decode", spec, seconds):
             media = stages.decode(model, spec, latents, self._watch.part)

@@ -18,6 +18,7 @@ from wanlab.sweeps._notebook import Notebook, read_notebook
 
 NOTEBOOK, FAILED, LOG = "notebook.ipynb", "failed.ipynb", "log.txt"
 _STALE = ("keep", "rerun")
+_LOOK_SECONDS = 0.5  # between calls of who tells the progress
 _TAIL = 4000  # characters of a traceback that are kept
 
 
@@ -41,19 +42,27 @@ class PointOptions:
             raise WanlabError(f"max_attempts = {shorten(self.max_attempts)}", remedy="Give a whole number from 1 on")
 
 
-def run_point(out: Path, notebook: Path, point: runs.Point, options: PointOptions) -> runs.RunRecord | None:
+def run_point(
+    out: Path, notebook: Path, point: runs.Point, options: PointOptions, telling: Callable[[], None] = lambda: None
+) -> runs.RunRecord | None:
     """Run one point of the sweep in `out` and write its record; None if it is done or in other hands.
 
     Whatever goes wrong inside (errors, kernels that die, hang or do not start, too much output) becomes the record of
-    that run. A cancelled sweep and Ctrl-C end the running cell at once; the latter is raised when that is written.
-    Raises GaveUp for a point that crashed `max_attempts` times, WanlabError for a folder that cannot be written.
+    that run; `telling` is called now and then while it runs. A cancelled sweep and Ctrl-C end the running cell at once;
+    the latter is raised when that is written. Raises GaveUp for a point that crashed `max_attempts` times, WanlabError
+    for a folder that cannot be written.
     """
     with _Interrupt() as interrupt:
-        return _run_point(out, notebook, point, options, interrupt)
+        return _run_point(out, notebook, point, options, interrupt, telling)
 
 
 def _run_point(
-    out: Path, notebook: Path, point: runs.Point, options: PointOptions, interrupt: _Interrupt
+    out: Path,
+    notebook: Path,
+    point: runs.Point,
+    options: PointOptions,
+    interrupt: _Interrupt,
+    telling: Callable[[], None],
 ) -> runs.RunRecord | None:
     folder = out / point.folder
     left = _files(folder)
@@ -73,7 +82,7 @@ def _run_point(
         for name in (*left, LOGGED):
             (folder / name).unlink(missing_ok=True)
         work = _Work(out, folder, source, point, options, interrupt)
-        _in_thread(work)
+        _in_thread(work, telling)
         return work.write(record)
     except Exception as error:  # noqa: BLE001 - of whatever kind, it is this run's failure, and the next one goes on
         return runs.fail(folder, record, error)
@@ -111,7 +120,7 @@ class _Interrupt:
             raise KeyboardInterrupt
 
 
-def _in_thread(work: Callable[[], None]) -> None:
+def _in_thread(work: Callable[[], None], meanwhile: Callable[[], None]) -> None:
     """Do `work` in a thread of its own, as this one may have an event loop, and raise what it raises."""
     raised: list[BaseException] = []
 
@@ -123,7 +132,9 @@ def _in_thread(work: Callable[[], None]) -> None:
 
     thread = threading.Thread(target=run, name="wanlab-notebook", daemon=True)
     thread.start()
-    thread.join()
+    while thread.is_alive():
+        thread.join(_LOOK_SECONDS)
+        meanwhile()
     if raised:
         raise raised[0]
 

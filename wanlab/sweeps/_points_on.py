@@ -16,20 +16,28 @@ from wanlab.spec.identity import content_id
 from wanlab.sweeps._clients import checked, enter
 from wanlab.sweeps._dispatch import Dispatch, Job
 from wanlab.sweeps._point import PointOptions, run_point
+from wanlab.sweeps._telling import Telling
 from wanlab.watch import Cancelled
 
 _log = logging.getLogger(__name__)
 
 
-def run_points_on(client: Any, out: Path, notebook: Path, points: Sequence[runs.Point], options: PointOptions) -> None:
+def run_points_on(
+    client: Any,
+    out: Path,
+    notebook: Path,
+    points: Sequence[runs.Point],
+    options: PointOptions,
+    telling: Telling,
+) -> None:
     """Run points as `run_point` does, each on some worker, whose kernel sees the worker's GPU.
 
     Raises KeyboardInterrupt when the workers have stopped, WanlabError for a client that sweeps do not run on.
     """
     client = checked(client)
     jobs = [_job(out, notebook, point, options) for point in points]
-    with contextlib.suppress(Cancelled):  # the records tell it
-        Dispatch(client, out, options.max_attempts).run(jobs)
+    with contextlib.suppress(Cancelled), telling:  # the records tell it
+        Dispatch(client, out, options.max_attempts, telling).run(jobs)
 
 
 def _job(out: Path, notebook: Path, point: runs.Point, options: PointOptions) -> Job:

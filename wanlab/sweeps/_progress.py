@@ -58,10 +58,10 @@ class SweepProgress:
             done=done,
             total=len(rows),
             by_status=by_status,
-            eta=_eta(rows, done, working),
+            eta=_eta(rows, done, working, planned.get("shared", 0) / max(1, len(rows))),
             current=working,
             failures=tuple(FailedRun(r.id, r.folder, r.error) for r in rows if r.status in _FAILED),
-            share_saved=_saved(sum(w.alone for w in working), sum(w.executed for w in working)),
+            share_saved=_saved(sum(w.alone for w in working), sum(max(w.planned, w.executed) for w in working)),
             predicted_saved=_saved(planned.get("alone", 0), planned.get("shared", 0)),
             fraction=_fraction(done, len(rows), working),
         )
@@ -76,13 +76,14 @@ class SweepProgress:
         facts += [f"{count} {status}" for status, count in self.by_status.items() if count and status not in _QUIET]
         if self.eta is not None and self.done < self.total:
             facts.append(f"about {duration(self.eta)} left")
-        facts += [_doing(working) for working in self.current[:_SHOWN]]
+        facts += [_doing(working, len(self.current) > 1) for working in self.current[:_SHOWN]]
         if len(self.current) > _SHOWN:
             facts.append(f"{len(self.current) - _SHOWN} more processes")
-        if self.share_saved is not None:
+        if self.share_saved is not None and round(self.share_saved, 2):
             facts.append(f"sharing saved {self.share_saved:.0%} of the forwards")
-        elif self.predicted_saved:
-            facts.append(f"sharing is to save {self.predicted_saved:.0%} of the forwards")
+        elif self.share_saved is None and self.predicted_saved:
+            verb = "saved" if self.total == self.by_status.get("ok", 0) else "is to save"
+            facts.append(f"sharing {verb} {self.predicted_saved:.0%} of the forwards")
         return " · ".join(facts)
 
 
@@ -104,9 +105,10 @@ def duration(seconds: float) -> str:
     return f"{whole} s"
 
 
-def _doing(working: runs.Working) -> str:
+def _doing(working: runs.Working, is_one_of_many: bool) -> str:
     steps = f" step {working.step}/{working.num_steps}" if working.num_steps else ""
-    return f"{working.current}{steps} (process {working.pid} on {working.host})"
+    where = f" (process {working.pid} on {working.host})" if is_one_of_many else ""
+    return f"{working.current or 'waiting'}{steps}{where}"
 
 
 def _saved(alone: float, shared: float) -> float | None:
@@ -121,12 +123,19 @@ def _fraction(done: int, total: int, working: Sequence[runs.Working]) -> float:
     return min(1.0, (done + min(half, float(total - done))) / total)
 
 
-def _eta(rows: Sequence[Any], done: int, working: Sequence[runs.Working]) -> float | None:
-    """From the forwards that each process still has before it; where it counts none, from the mean finished run."""
+def _eta(rows: Sequence[Any], done: int, working: Sequence[runs.Working], forwards_per_run: float) -> float | None:
+    """From the forwards that each process still has before it and those of runs that nobody has in hand yet.
+
+    Where a process counts none, from the mean finished run.
+    """
     if not working or done >= len(rows):
         return 0.0 if rows and done >= len(rows) else None
-    if all(w.planned and w.executed for w in working):
-        return max(_age(w.started) / w.executed * max(0, w.planned - w.executed) for w in working)
+    waiting = sum(row.status not in (*_ENDED, "running") for row in rows)
+    if all(w.planned and w.executed for w in working) and (forwards_per_run or not waiting):
+        rates = [w.executed / max(_age(w.started), 1e-3) for w in working]
+        own = [max(0, w.planned - w.executed) for w in working]
+        last = max(left / rate for left, rate in zip(own, rates, strict=True))
+        return max(last, (sum(own) + waiting * forwards_per_run) / sum(rates))
     seconds = [row.seconds for row in rows if row.status == "ok" and row.seconds is not None]
     if not seconds:
         return None

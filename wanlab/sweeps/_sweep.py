@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from wanlab.spec import GenerationSpec
 from wanlab.sweeps._grid import Grid
 from wanlab.sweeps._models import Models
 from wanlab.sweeps._plan import forecast
+from wanlab.sweeps._telling import Telling
 from wanlab.sweeps._together import check_bare
 from wanlab.sweeps._watching import Watching
 from wanlab.sweeps._work import Options, Work
@@ -31,7 +32,9 @@ def run_sweep(  # noqa: PLR0913 - each is a choice of its own, and all but two h
     max_attempts: int = runs.MAX_ATTEMPTS,
     stale: Literal["keep", "rerun"] = "keep",
     checkpoint_steps: int | None = None,
+    batch_seeds: int = 1,
     device: str = "auto",
+    progress: bool = True,
 ) -> runs.Results:
     """Run every point of a grid that has no result in the folder `out` yet; returns the results of all.
 
@@ -45,13 +48,16 @@ def run_sweep(  # noqa: PLR0913 - each is a choice of its own, and all but two h
     max_attempts: a run whose process died so often is not begun again. Failed and cancelled ones are, by every call.
     stale: whether results that an earlier version made (another `NUMERICS`) are kept or made anew.
     checkpoint_steps: states are saved every so many steps, by default once a minute, and the next call goes on there.
+    batch_seeds: up to so many points that differ in the seed alone are denoised as one batch, instead of sharing steps.
+    Quicker on a GPU; it may change bits, and caches decide by all samples, so every record says who was in the batch.
     device: where models are loaded.
+    progress: a sweep that takes long says how far it is, in one line of a live notebook, else on stderr.
     A point that fails has its error in its run; the others go on. Ctrl-C, and `runs.request_cancel(out)`, end it
     within a step. Raises WanlabError, before anything runs or is written, for a point that its model cannot follow, and
     where something is attached to a model by hand.
     """
     specs = _checked(grid)
-    options = Options(share, max_attempts, stale, checkpoint_steps, device)
+    options = Options(share, max_attempts, stale, checkpoint_steps, device, _counted("batch_seeds", batch_seeds))
     given = () if model is None else (model,) if isinstance(model, Model) else tuple(model)
     models = Models(given, device)
     for there in given:
@@ -62,9 +68,9 @@ def run_sweep(  # noqa: PLR0913 - each is a choice of its own, and all but two h
     if executor != LOCAL:
         from wanlab.sweeps._cluster import run_on
 
-        run_on(executor, work)
+        run_on(executor, work, Telling(work.out, is_silent=not progress))
     else:
-        run_here(work)
+        run_here(work, Telling(work.out, is_silent=not progress))
     return runs.results(work.out)
 
 
@@ -74,11 +80,10 @@ def _checked(grid: Grid) -> Sequence[GenerationSpec]:
     return grid.specs
 
 
-def run_here(work: Work) -> None:
+def run_here(work: Work, telling: Telling) -> None:
     """Run the work in this process, telling how far it is."""
-    watch = Watching(work.out)
     try:
-        with watch:
+        with telling, Watching(work.out, telling) as watch:
             work.run(watch)
     finally:
         runs.end_working(work.out)
@@ -103,10 +108,13 @@ def _forwards(work: Work, models: Models) -> dict[str, int]:
     for task in work.tasks:
         by_model.setdefault(id(models.of(task.spec)), []).append(task.spec)
     found = [forecast(models.of(specs[0]), specs) for specs in by_model.values()]
-    shared = sum(f.shared if work.options.share else f.alone for f in found)
+    shares = work.options.share and work.options.batch_seeds == 1
+    shared = sum(f.shared if shares else f.alone for f in found)
     return {"alone": sum(f.alone for f in found), "shared": shared}
 
 
-def all_ended_well(results: Iterable[runs.Row]) -> bool:
-    """Whether every point has a result."""
-    return all(row.status == "ok" for row in results)
+def _counted(name: str, value: int) -> int:
+    """A number from 1 on. Raises WanlabError for others."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise WanlabError(f"{name} = {shorten(value)}", remedy="Give a whole number from 1 on")
+    return value

@@ -36,15 +36,18 @@ def words(value: Any) -> str:
 
 def cells(specs: Sequence[GenerationSpec], settings: Sequence[Settings], names: Sequence[str]) -> list[dict[str, str]]:
     """A row a point, a column a name whose values differ; of one point all names."""
-    rows = [{n: _value(spec, n, own) for n in names} for spec, own in zip(specs, settings, strict=True)]
+    rows = [{n: _value(spec, n, own, names) for n in names} for spec, own in zip(specs, settings, strict=True)]
     differ = [n for n in names if len(rows) == 1 or any(row[n] != rows[0][n] for row in rows)]
     return [{n: _NONE if row[n] is _ABSENT else words(row[n]) for n in differ} for row in rows]
 
 
-def _value(spec: GenerationSpec, name: str, settings: Settings) -> Any:
-    """What a point has for a setting, whether its axes set it or not; of a method the options that are not usual."""
+def _value(spec: GenerationSpec, name: str, settings: Settings, names: Sequence[str]) -> Any:
+    """What a point has for a setting, whether its axes set it or not.
+
+    Of a method also the options that are not usual, but for those that have a column.
+    """
     if (part := spec.methods().get(name)) is not None:
-        return {"method": part.method, **part.changed()}
+        return {"method": part.method, **{n: v for n, v in part.changed().items() if f"{name}.{n}" not in names}}
     flat = spec.flat()
     return flat[name] if name in flat else settings.get(name, _ABSENT)
 

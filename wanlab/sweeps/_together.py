@@ -26,8 +26,8 @@ from wanlab.watch import Interrupts, Watch
 Finished = tuple[str, Tensor, dict[str, Any]]
 """A variant's key, its clean latents as `denoise` returns them, and what ran, as `denoise_recorded` does.
 
-`ran` counts forwards as the variant alone would have run them; "shared" says how many steps were taken together, and
-with whom; "seconds" how long its steps took, those that were taken together too, and the latter alone.
+`ran` counts forwards as the variant alone would have run them; "shared" says how many steps were taken together, with
+whom, and in "seconds" how long its steps took ("denoise") and those of them that were taken together ("shared").
 """
 
 
@@ -126,16 +126,12 @@ class Together(Iterator[Finished]):
     def _run(self) -> None:
         """Run until variants are finished; what is then attached or held is given back."""
         model, spec = self._model, self._pending[-1].variants[0].asked
-        check_bare(model)
         check = None if self._watch is None else self._watch.check
-        with (
-            Interrupts() as interrupts,
-            stages.held(model, spec, interrupts, check),
-            model.lock.sampling(),
-            model.unloading(spec.memory.unload),
-            stages.equipped(model, spec),
-            ExitStack() as stack,
-        ):
+        with Interrupts() as interrupts, stages.held(model, spec, interrupts, check), ExitStack() as stack:
+            check_bare(model)
+            stack.enter_context(model.lock.sampling())
+            stack.enter_context(model.unloading(spec.memory.unload))
+            stack.enter_context(stages.equipped(model, spec))
             if check is not None:
                 stack.enter_context(model.checking(check))
             while not self._ready and self._pending:
@@ -210,9 +206,12 @@ class Together(Iterator[Finished]):
             ran = node.note.ran(variant.asked, cache)
             if cache is not None:
                 cache.reset()
-            number, company = node.shared
-            ran["shared"] = {"prefix_steps": number, "with": [key for key in company if key != variant.key]}
-            ran["seconds"] = dict(zip(("denoise", "shared"), node.seconds, strict=True))
+            (number, company), (denoise, together) = node.shared, node.seconds
+            ran["shared"] = {
+                "prefix_steps": number,
+                "with": [key for key in company if key != variant.key],
+                "seconds": {"denoise": denoise, "shared": together},
+            }
             yield variant.key, latents, ran
 
 
@@ -244,8 +243,11 @@ def _check(model: Any, variants: list[Variant], text: TextEmbeddings) -> None:
 
 
 def check_bare(model: Any) -> None:
-    """Raise WanlabError where something was attached by hand: some variants would see it otherwise than others."""
-    if found := model.attachments():
+    """Raise WanlabError where something was attached by hand: some variants would see it otherwise than others.
+
+    What is attached while another thread generates is its own; ask again once the model is held.
+    """
+    if not model.lock.held_elsewhere and (found := model.attachments()):
         raise WanlabError(
             f"{len(found)} things are attached to {model.id} by hand, such as {found[0]}",
             remedy="Remove them first: a sweep's results are told apart by their specs alone",

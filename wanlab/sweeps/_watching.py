@@ -11,7 +11,7 @@ from torch import Tensor
 
 from wanlab import runs
 from wanlab.errors import WanlabError
-from wanlab.watch import Cancelled, Lines, Watch
+from wanlab.watch import Cancelled, Watch
 
 _CANCEL_SECONDS = 0.1  # between looks for the file that asks to stop
 _TELL_SECONDS = 1.0
@@ -21,14 +21,15 @@ _log = logging.getLogger(__name__)
 class Watching(Watch):
     """A `Watch` of many runs: `check` also looks for the sweep's cancel file, and rewrites the progress file.
 
-    `forwards` is asked for the number that ran. Entered once around all runs of a process.
+    `forwards` is asked for the number that ran, `telling` is called to tell who waits. Entered once around all runs of
+    a process.
     """
 
-    def __init__(self, out: Path, lines: Lines | None = None) -> None:
-        super().__init__(lines=lines)
+    def __init__(self, out: Path, telling: Callable[[], None] = lambda: None) -> None:
+        super().__init__()
         self.working = runs.Working()
         self.forwards: Callable[[], int] = lambda: 0
-        self._out = out
+        self._out, self._telling = out, telling
         self._looked = self._told = 0.0
 
     def check(self) -> None:
@@ -42,6 +43,7 @@ class Watching(Watch):
             raise Cancelled(f"Cancelled{at}.")
         super().check()
         self.tell()
+        self._telling()
 
     def on_step(self, step: int, sigma: float, latents: Tensor, denoised: Tensor) -> None:
         self.working = self.working.with_(step=step + 1)
@@ -50,6 +52,7 @@ class Watching(Watch):
 
     def __exit__(self, *_: object) -> None:
         """Keep no times: those of many runs say nothing about the next one."""
+        self.tell(force=True)
 
     def begin(self, current: str, num_steps: int) -> None:
         """Say what runs now."""

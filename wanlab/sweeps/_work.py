@@ -11,8 +11,10 @@ from typing import Literal
 
 from wanlab import pipeline, runs
 from wanlab.errors import WanlabError, shorten
+from wanlab.files import PART
 from wanlab.models import Model
 from wanlab.spec import GenerationSpec
+from wanlab.sweeps._batch import batch_key
 from wanlab.sweeps._checkpoint import adopt, tidy
 from wanlab.sweeps._claimed import Claimed, Task, in_hand
 from wanlab.sweeps._group import Group
@@ -37,6 +39,7 @@ class Options:
     stale: Literal["keep", "rerun"] = "keep"
     checkpoint_steps: int | None = None
     device: str = "auto"
+    batch_seeds: int = 1
 
 
 class Work:
@@ -54,7 +57,13 @@ class Work:
         pipeline.checked(model, spec)
         run = runs.run_id(spec.id, model.fingerprint)
         name = runs.folder_name(spec, run)
-        return Task(spec, run, self.out / name, group_key(model, spec) if self.options.share else run)
+        return Task(spec, run, self.out / name, self._group_of(model, spec, run))
+
+    def _group_of(self, model: Model, spec: GenerationSpec, run: str) -> str:
+        """What points have in common that run together."""
+        if self.options.batch_seeds > 1:
+            return batch_key(spec)
+        return group_key(model, spec) if self.options.share else run
 
     def model_of(self, task: Task) -> Model:
         """The model that a task runs on."""
@@ -70,6 +79,8 @@ class Work:
         found: dict[str, list[Task]] = {}
         for task in tasks:
             found.setdefault(task.group, []).append(task)
+        if (most := self.options.batch_seeds) > 1:
+            found = {f"{k} {i}": g[i : i + most] for k, g in found.items() for i in range(0, len(g), most)}
         place = {task.run: i for i, task in enumerate(self.tasks)}
         first: dict[str, int] = {}
         for i, task in enumerate(self.tasks):
@@ -105,12 +116,12 @@ class Work:
         ended, began, helps = set[str](), runs.now(), False
         while True:
             watch.check()
-            ended |= self._failed_since(began)
-            left = [task for task in self.open_tasks() if task.run not in ended]
+            left = [task for task in self.open_tasks() if task.run not in ended | self._failed_since(began)]
             if not left:
                 break
             progressed = False
             for group in self.groups(left):
+                ended |= self._failed_since(began)
                 progressed |= self._group(group, watch, ended, helps)
             helps = not progressed
             if not progressed:
@@ -118,6 +129,8 @@ class Work:
         done = self._finished()
         groups = {task.group for task in self.tasks} - {task.group for task in self.tasks if task.run not in done}
         tidy(self.out / _CHECKPOINTS, groups, done)
+        for part in self.out.glob(f"{PART}*"):  # of plans that processes were writing when they died
+            part.unlink(missing_ok=True)
 
     def _group(self, tasks: Sequence[Task], watch: Watching, ended: set[str], helps: bool) -> bool:
         """Run what of a group can be had; whether that was anything. What ended or gave up goes into `ended`."""
@@ -135,6 +148,9 @@ class Work:
             watch.working = working.with_(**counts)
             watch.begin(_in_words(specs), len(model.experts(specs[0].resolve(model))))
             mine = set(left)
+            if self.options.batch_seeds > 1:
+                Group(model, self._models, watch, interrupts, self.out, None).run_batch(left)
+                return True
             folder = adopt(self.out / _CHECKPOINTS, tasks[0].group, mine, lambda run: run in self._finished())
             Group(model, self._models, watch, interrupts, folder, self.options.checkpoint_steps).run(left)
         return True

@@ -14,6 +14,7 @@ from wanlab.watch._progress import Progress
 _LINE_SECONDS = 10.0  # between lines of text, and before the first one: short runs say nothing
 _LIVE_SECONDS = 0.25  # between changes of the one line of a live notebook
 _LIVE_FIRST = 2.0
+_REST = 50.0  # times as long as a look took, until the next one
 
 
 class Lines:
@@ -23,25 +24,32 @@ class Lines:
     wrong in showing ends the showing, never the run.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, live_seconds: float = _LIVE_SECONDS) -> None:
         self._live = notebook.is_live()
+        self._seconds = live_seconds if self._live else _LINE_SECONDS
         self._silent = threading.current_thread() is not threading.main_thread()
         self._next = time.monotonic() + (_LIVE_FIRST if self._live else _LINE_SECONDS)
         self._shown: Any = None
 
-    def show(self, look: Callable[[], Progress]) -> None:
-        """Show what `look` returns, if it is time to."""
+    def show(self, look: Callable[[], object]) -> None:
+        """Show what `look` returns, a `Progress` or another thing that `str` makes a line of, if it is time to."""
         now = time.monotonic()
         if self._silent or now < self._next:
             return
-        self._next = now + (_LIVE_SECONDS if self._live else _LINE_SECONDS)
         progress = look()
-        if progress.stage != "waiting":  # who waits for a model is told for what
+        ended = time.monotonic()
+        self._next = max(now + self._seconds, ended + _REST * (ended - now))
+        if not (isinstance(progress, Progress) and progress.stage == "waiting"):  # who waits is told for what
             self._write(str(progress))
 
-    def close(self, progress: Progress) -> None:
+    @property
+    def has_shown(self) -> bool:
+        """Whether there is a line that `close` replaces or follows."""
+        return self._shown is not None and not self._silent
+
+    def close(self, progress: object) -> None:
         """Leave a last line, if there were any."""
-        if self._shown is not None and not self._silent:
+        if self.has_shown:
             self._write(str(progress))
         self._silent = True
 
