@@ -58,6 +58,6 @@ def test_speedups_are_those_of_the_hit_maps(results: dict[str, Any]) -> None:
 
 def test_sizes() -> None:
     files = list((FOLDER / "results").iterdir())
-    assert {file.suffix for file in files} == {".json", ".png"}
+    assert {file.suffix for file in files} == {".json", ".md", ".png"}
     for file in files:
         assert file.stat().st_size < (400_000 if file.suffix == ".json" else 200_000), file.name
