@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ from wanlab import runs
 from wanlab.errors import WanlabError, shorten
 from wanlab.models import Model
 from wanlab.spec import GenerationSpec
+from wanlab.sweeps import _clients
 from wanlab.sweeps._grid import Grid
 from wanlab.sweeps._models import Models
 from wanlab.sweeps._plan import forecast
@@ -50,13 +51,16 @@ def run_sweep(  # noqa: PLR0913 - each is a choice of its own, and all but two h
     within a step. Raises WanlabError, before anything runs or is written, for a point that its model cannot follow, and
     where something is attached to a model by hand.
     """
-    specs = _checked(grid)
+    specs, out = _checked(grid), _folder(out)
     options = Options(share, max_attempts, stale, checkpoint_steps, device)
-    given = () if model is None else (model,) if isinstance(model, Model) else tuple(model)
+    options.check()
+    if executor != LOCAL:
+        _clients.checked(executor)
+    given = () if model is None else (model,) if isinstance(model, Model | str) else tuple(model)
     models = Models(given, device)
     for there in given:
         check_bare(there)
-    work = Work(Path(out).absolute(), specs, options, models)
+    work = Work(out, specs, options, models)
     _write_plan(grid, work, models)
     runs.clear_cancel(work.out)
     if executor != LOCAL:
@@ -72,6 +76,12 @@ def _checked(grid: Grid) -> Sequence[GenerationSpec]:
     if not isinstance(grid, Grid):
         raise WanlabError(f"{shorten(grid)} is no grid", remedy="Make one: wanlab.grid(spec, seed=wanlab.seeds(4))")
     return grid.specs
+
+
+def _folder(out: str | os.PathLike[str]) -> Path:
+    if not isinstance(out, str | os.PathLike) or not str(out).strip() or "\0" in str(out):
+        raise WanlabError(f"{shorten(out)} is no folder", remedy='Give a path such as "runs/caches"')
+    return Path(out).absolute()
 
 
 def run_here(work: Work) -> None:
@@ -105,8 +115,3 @@ def _forwards(work: Work, models: Models) -> dict[str, int]:
     found = [forecast(models.of(specs[0]), specs) for specs in by_model.values()]
     shared = sum(f.shared if work.options.share else f.alone for f in found)
     return {"alone": sum(f.alone for f in found), "shared": shared}
-
-
-def all_ended_well(results: Iterable[runs.Row]) -> bool:
-    """Whether every point has a result."""
-    return all(row.status == "ok" for row in results)
