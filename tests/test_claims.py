@@ -162,7 +162,7 @@ def test_a_process_that_dies_between_any_two_system_calls(tmp_path: Path) -> Non
         assert case["after"] == [0, 0], done.stderr
         assert case["executed"] <= 2
         assert_whole(folder)
-        assert runs.claim(folder, RECORD) is None
+        assert runs.claim(folder, RECORD.with_(id="x")) is None
     assert found[-1] == {"died": 0, "after": [0, 0], "executed": 1}
 
 

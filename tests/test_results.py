@@ -424,3 +424,13 @@ def test_the_wish_to_stop(tmp_path: Path) -> None:
     runs.clear_cancel(tmp_path)
     runs.clear_cancel(tmp_path)
     assert not runs.is_cancelled(tmp_path)
+
+
+def test_costs_of_a_foreign_record_are_numbers_or_nothing(tmp_path: Path) -> None:
+    ran = {"forwards": {"transformer": "x"}, "cache": {"reused": {"b": 1}}}
+    for name in ("a", "b"):
+        runs.write_run(tmp_path / name, record(BASE, resolved={"ran": ran}, timings={"total": 1e308}), {})
+    found = wanlab.results(tmp_path)
+    assert found[0].costs() == {"forwards": None, "skipped": None, "peak_bytes": 1000}
+    assert found.to_frame()["skipped"].isna().all()
+    assert "2 of 2 runs ok" in str(wanlab.report(tmp_path)), "their mean is no number"

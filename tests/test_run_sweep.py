@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import wanlab
-from tests.sharing import Forwards, base_of
+from tests.sharing import Forwards, base_of, inputs
 from tests.test_faults import file_size_limit
 from tests.tiny import tiny_flux, tiny_wan
 from wanlab import runs, sweeps, video
@@ -570,3 +570,49 @@ def test_two_threads_share_the_points(model: Model, seeds: Any, alone: Any, tmp_
     assert_alone(found, alone)
     assert counted.count == 3 * 2 * STEPS
     assert all(len(json.loads((row.folder / "run.json").read_text())["artifacts"]) for row in found)
+
+
+# What is refused, and what is in the way
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"checkpoint_steps": 0}, "checkpoint_steps is 0"),
+        ({"max_attempts": 0}, "max_attempts is 0"),
+        ({"stale": "redo"}, "stale is 'redo'"),
+        ({"out": " "}, "is no folder"),
+        ({"executor": "dask"}, "executor is 'dask'"),
+        ({"model": "wan_tiny"}, "'wan_tiny' is not a loaded model"),
+    ],
+)
+def test_settings_that_no_run_could_follow(
+    plans: sweeps.Grid, model: Model, tmp_path: Path, wrong: dict[str, Any], told: str
+) -> None:
+    """They are told before anything is written."""
+    with pytest.raises(WanlabError, match=told):
+        wanlab.run_sweep(plans, **{"out": tmp_path / "out", "model": model, **wrong})
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_in_the_way_of_a_run_does_not_stop_the_others(
+    base: Any, model: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file in the folder's place, and another run's result in the folder: told once, and waited for by nobody."""
+    points = wanlab.grid(base.with_(num_steps=1), seed=[1, 2, 3])
+    file, foreign, _ = wanlab.run_sweep(points, tmp_path, model=model)
+    record = foreign.folder / "run.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"id": "another"}))
+    file.folder.rename(tmp_path / "elsewhere")
+    (tmp_path / file.folder.name).write_text("a file")
+    (tmp_path / "elsewhere" / "run.json").unlink()
+    found = wanlab.run_sweep(points + wanlab.grid(base.with_(num_steps=1), seed=[4]), tmp_path, model=model)
+    assert found.filter(seed=4)[0].status == "ok"
+    assert "holds the run another" in caplog.text
+    assert f"{file.folder.name}: File exists" in caplog.text
+
+
+def test_first_steps_that_differ_begin_with_one_tensor(base: Any, model: Model) -> None:
+    specs = {str(scale): base.with_(guidance_scale=scale) for scale in (2.0, 3.0, 4.0)}
+    together = sweeps.denoise_together(model, specs, *inputs(model, base))
+    assert len({id(node.state.latents) for node in together._pending}) == 1 < len(together._pending)

@@ -26,8 +26,12 @@ class Mean:
     @classmethod
     def of(cls, numbers: Sequence[float]) -> Mean:
         finite = [v for v in numbers if math.isfinite(v)]
-        sd = statistics.stdev(finite) if len(finite) > 1 else None
-        return cls(statistics.fmean(finite) if finite else None, sd, len(finite), len(numbers) - len(finite))
+        num_equal = len(numbers) - len(finite)
+        try:
+            sd = statistics.stdev(finite) if len(finite) > 1 else None
+            return cls(statistics.fmean(finite) if finite else None, sd, len(finite), num_equal)
+        except OverflowError:  # of a foreign record: numbers whose sum is none
+            return cls(None, None, len(finite), num_equal)
 
 
 @dataclass(frozen=True)

@@ -69,8 +69,8 @@ def claim(
     was cancelled or ran out of memory is begun again and does not count as a crash.
 
     stale: "rerun" begins a run that is ok again if other numerics than `record.numerics` made it.
-    Raises GaveUp after `max_attempts` crashes, WanlabError for a folder that cannot be written and for a record that
-    cannot be read.
+    Raises GaveUp after `max_attempts` crashes, WanlabError for a folder that cannot be written, for a record that
+    cannot be read and for one of another run.
     """
     folder = Path(folder).absolute()
     with writing(folder):
@@ -91,6 +91,9 @@ def claim(
 def _claimed(mine: Held, record: RunRecord, max_attempts: int, again: bool) -> RunRecord | None:
     folder = mine.folder
     newest, found = newest_attempt(folder), _read(folder)  # in this order: what comes after both makes `create` fail
+    if found is not None and found.id != record.id:
+        remedy = "Move it elsewhere: a run with another id would never be this one's result"
+        raise WanlabError(f"{folder} holds the run {found.id}, not {record.id}", remedy=remedy)
     if _is_done(found, record, again):
         return None
     crashes = _crashes(folder, newest, found)
@@ -143,7 +146,7 @@ def _crashes(folder: Path, newest: int, found: RunRecord | None) -> int | None:
 def num_crashes(folder: str | Path) -> int:
     """How many attempts at a run ended with their process; 0 for one that somebody has in hand."""
     folder = Path(folder)
-    with contextlib.suppress(WanlabError):
+    with contextlib.suppress(WanlabError, OSError):  # whoever claims it is told
         return _crashes(folder, newest_attempt(folder), _read(folder)) or 0
     return 0
 

@@ -64,6 +64,6 @@ def check_held(folder: Path) -> None:
 
 def newest_attempt(folder: Path) -> int:
     """The number of the last claim in a folder; 0 without one."""
-    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
         return max((int(found[1]) for entry in entries if (found := _NAME.fullmatch(entry.name))), default=0)
     return 0

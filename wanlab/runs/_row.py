@@ -82,8 +82,10 @@ class Row:
         ran = self.record.resolved.get("ran") if self.record else None
         ran = ran if isinstance(ran, dict) else {}
         forwards, cache = ran.get("forwards"), ran.get("cache")
+        reused = cache.get("reused") if isinstance(cache, dict) else None  # a record may be foreign
+        counts = list(forwards.values()) if isinstance(forwards, dict) else []
         return {
-            "forwards": sum(forwards.values()) if isinstance(forwards, dict) else None,
-            "skipped": cache.get("reused") if isinstance(cache, dict) else None,
+            "forwards": sum(counts) if counts and all(isinstance(n, int) for n in counts) else None,
+            "skipped": reused if isinstance(reused, int) else None,
             "peak_bytes": self.record.peak_bytes if self.record else None,
         }

@@ -83,13 +83,15 @@ def in_hand() -> Iterator[dict[str, Claimed]]:
     """A dict for claimed runs by their ids: put them in as they are claimed, take them out as they end.
 
     Those that are still in it at the end of the block have ended too, as failed or cancelled. Raises what stops all: an
-    interrupt, `Cancelled`; an Exception is told in the runs' records.
+    interrupt, `Cancelled`, and an Exception that no run could tell; others are told in the runs' records.
     """
     left: dict[str, Claimed] = {}
     try:
         yield left
         assert not left, f"{list(left)} were not run"
-    except Exception as error:  # noqa: BLE001 - of encoding, or a slip of ours
+    except Exception as error:  # of encoding, or a slip of ours
+        if not left:  # swallowed, it would come again and again
+            raise
         for member in left.values():
             member.fail(error)
     except BaseException as stop:

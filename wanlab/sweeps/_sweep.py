@@ -11,6 +11,7 @@ from wanlab import runs
 from wanlab.errors import WanlabError, shorten
 from wanlab.models import Model
 from wanlab.spec import GenerationSpec
+from wanlab.sweeps import _clients
 from wanlab.sweeps._grid import Grid
 from wanlab.sweeps._models import Models
 from wanlab.sweeps._plan import forecast
@@ -56,13 +57,16 @@ def run_sweep(  # noqa: PLR0913 - each is a choice of its own, and all but two h
     within a step. Raises WanlabError, before anything runs or is written, for a point that its model cannot follow, and
     where something is attached to a model by hand.
     """
-    specs = _checked(grid)
-    options = Options(share, max_attempts, stale, checkpoint_steps, device, _counted("batch_seeds", batch_seeds))
-    given = () if model is None else (model,) if isinstance(model, Model) else tuple(model)
+    specs, out = _checked(grid), _folder(out)
+    options = Options(share, max_attempts, stale, checkpoint_steps, device, batch_seeds)
+    options.check()
+    if executor != LOCAL:
+        _clients.checked(executor)
+    given = () if model is None else (model,) if isinstance(model, Model | str) else tuple(model)
     models = Models(given, device)
     for there in given:
         check_bare(there)
-    work = Work(Path(out).absolute(), specs, options, models)
+    work = Work(out, specs, options, models)
     _write_plan(grid, work, models)
     runs.clear_cancel(work.out)
     if executor != LOCAL:
@@ -78,6 +82,12 @@ def _checked(grid: Grid) -> Sequence[GenerationSpec]:
     if not isinstance(grid, Grid):
         raise WanlabError(f"{shorten(grid)} is no grid", remedy="Make one: wanlab.grid(spec, seed=wanlab.seeds(4))")
     return grid.specs
+
+
+def _folder(out: str | os.PathLike[str]) -> Path:
+    if not isinstance(out, str | os.PathLike) or not str(out).strip() or "\0" in str(out):
+        raise WanlabError(f"{shorten(out)} is no folder", remedy='Give a path such as "runs/caches"')
+    return Path(out).absolute()
 
 
 def run_here(work: Work, telling: Telling) -> None:
@@ -111,10 +121,3 @@ def _forwards(work: Work, models: Models) -> dict[str, int]:
     shares = work.options.share and work.options.batch_seeds == 1
     shared = sum(f.shared if shares else f.alone for f in found)
     return {"alone": sum(f.alone for f in found), "shared": shared}
-
-
-def _counted(name: str, value: int) -> int:
-    """A number from 1 on. Raises WanlabError for others."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise WanlabError(f"{name} = {shorten(value)}", remedy="Give a whole number from 1 on")
-    return value

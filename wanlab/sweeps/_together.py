@@ -114,10 +114,14 @@ class Together(Iterator[Finished]):
         first: dict[Hashable, list[Variant]] = {}
         for variant in sorted(fresh, key=variants.index):
             first.setdefault(variant.signatures[0], []).append(variant)
+        states: dict[
+            float, Any
+        ] = {}  # the noise is that of all: a hundred first steps that differ begin with one tensor
         for members in first.values():
             head = members[0]
-            state = stages.begun(self._model, head.spec, head.sampler, self._conditions, None)
-            found.append(Node(state, members, Note(self._model)))
+            if head.start not in states:
+                states[head.start] = stages.begun(self._model, head.spec, head.sampler, self._conditions, None)
+            found.append(Node(states[head.start], members, Note(self._model)))
         return sorted(found, key=lambda node: len(node.variants), reverse=True)  # the last is taken first
 
     # Running

@@ -37,7 +37,7 @@ class Variant:
         self.experts: list[str] = model.experts(self.spec)
         self.cache, self._run = _executor(model, spec)
         """What executes the cache; None for "none". The run is the cache's."""
-        self._first = float(model.sigmas(self.spec)[0])  # float64: a video to start from is mixed by it
+        self.start = float(model.sigmas(self.spec)[0])  # float64: a video to start from is mixed by it
 
     @property
     def num_steps(self) -> int:
@@ -85,7 +85,7 @@ class Variant:
     def _levels(self, i: int) -> Hashable:
         """What of the noise levels the sampler and the network see at a step."""
         sampler = self.sampler
-        start = self._first if i == 0 else None
+        start = self.start if i == 0 else None
         if isinstance(sampler, Staggered):
             inner = sampler.inner
             return start, _numbers(inner.sigmas), _numbers(inner.timesteps), _numbers(sampler.plan[i])

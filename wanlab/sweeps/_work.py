@@ -41,6 +41,15 @@ class Options:
     device: str = "auto"
     batch_seeds: int = 1
 
+    def check(self) -> None:
+        """Raise WanlabError for values that no run could follow."""
+        if self.stale not in ("keep", "rerun"):
+            raise WanlabError(f"stale is {shorten(self.stale)}", choices=("keep", "rerun"))
+        numbers = {name: getattr(self, name) for name in ("max_attempts", "checkpoint_steps", "batch_seeds")}
+        for name, number in numbers.items():
+            if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
+                raise WanlabError(f"{name} is {shorten(number)}", remedy="Give 1 or more")
+
 
 class Work:
     """The points of a sweep in one process."""
@@ -167,7 +176,7 @@ class Work:
             record = task.record(self._models.of(task.spec).fingerprint)
             try:
                 claimed = runs.claim(task.folder, record, self.options.max_attempts, self.options.stale)
-            except WanlabError as error:  # it gave up, or its folder can be neither read nor written
+            except (WanlabError, OSError) as error:  # it gave up, or its folder can be neither read nor written
                 _log.warning("%s", error)
                 ended.add(task.run)
                 continue
