@@ -333,3 +333,12 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
         assert main(["sweep", "q", words]) == 2
         assert message in capsys.readouterr().err
     assert main(["sweep"]) == 2
+
+
+def test_a_notebook_that_names_no_kernel_is_a_python_one(tmp_path: Path) -> None:
+    folder = experiment(tmp_path / "plain", "import wanlab", "wanlab.log(y=x + 1)", grid={"x": [1]})
+    node = nbformat.read(folder / "run.ipynb", as_version=4)
+    node.metadata.clear()
+    nbformat.write(node, folder / "run.ipynb")
+    found = wanlab.run_experiment(folder, tmp_path / "out")
+    assert [row.metrics for row in found] == [{"y": 2}], found[0].error

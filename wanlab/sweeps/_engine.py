@@ -268,6 +268,7 @@ def execute(notebook: Any, parameters: Mapping[str, Any], kernel: str, session: 
             parameters=dict(parameters),
             engine_name=NAME,
             kernel_name=kernel,
+            language="python",  # checked before; a notebook's metadata need not say it
             progress_bar=False,
             session=session,
         )
