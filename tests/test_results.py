@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import resource
@@ -287,7 +286,6 @@ def test_sql_names_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         wanlab.results(tmp_path).sql("select 1")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("duckdb") is None, reason="needs the extra frame")
 def test_sql(tmp_path: Path) -> None:
     planned(tmp_path)
     runs.write_run(tmp_path / "x", record(BASE.with_(seed=9), metrics={"psnr": "unknown", "ok": True}), {})

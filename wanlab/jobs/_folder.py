@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 from wanlab import media, runs
 from wanlab.errors import WanlabError, shorten
-from wanlab.files import PART
 from wanlab.result import Result, publishable
 from wanlab.spec import GenerationSpec
 from wanlab.watch import ended_as
@@ -56,20 +54,9 @@ class JobFolder:
     def save(self, result: Result) -> None:
         """Write the complete run and tell the result where it is."""
         result.record = result.record.with_(attempt=self._record.attempt)
-        artifacts = result.artifacts()
-        parts = {name: self.path / f"{PART}encoded-{name}" for name in artifacts}
-        try:
-            for name, source in artifacts.items():
-                if callable(source):  # encoding may take minutes, in which the beats go on
-                    source(parts[name])
-                    artifacts[name] = parts[name]
-            with self._lock:
-                written = runs.write_run(self.path, result.published_record(), artifacts)
-                self._ended = True
-        finally:
-            for part in parts.values():
-                with contextlib.suppress(OSError):
-                    part.unlink(missing_ok=True)
+        with runs.encoded(self.path, result.artifacts()) as artifacts, self._lock:
+            written = runs.write_run(self.path, result.published_record(), artifacts)
+            self._ended = True
         result.record = result.record.with_(artifacts=written.artifacts)
         result.lies_in(self.path)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import re
 import shutil
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,6 +99,31 @@ def beat(folder: str | Path, record: RunRecord) -> RunRecord:
     record = record.with_(heartbeat=now())
     _write_record(Path(folder), record)
     return record
+
+
+@contextmanager
+def encoded(
+    folder: Path, artifacts: Mapping[str, Source], around: Callable[[], AbstractContextManager[None]] = nullcontext
+) -> Iterator[dict[str, Source]]:
+    """The artifacts for `write_run`, those that functions make already made and lying beside their places.
+
+    Encoding may take minutes, in which signs of life and interrupts go on; `around` is entered for each. Raises
+    WanlabError for a full disk. What was not written away is deleted at the end.
+    """
+    found: dict[str, Source] = dict(artifacts)
+    parts = {name: folder / f"{PART}encoded-{name}" for name, source in artifacts.items() if callable(source)}
+    try:
+        for name, part in parts.items():
+            make = artifacts[name]
+            assert callable(make)
+            with writing(folder), around():
+                make(part)
+            found[name] = functools.partial(os.replace, part)
+        yield found
+    finally:
+        for part in parts.values():
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
 
 
 def write_run(folder: str | Path, record: RunRecord, artifacts: Mapping[str, Source]) -> RunRecord:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from wanlab import media, runs
 from wanlab.errors import WanlabError
-from wanlab.files import PART, sweep, writing
+from wanlab.files import sweep
 from wanlab.result import Result, publishable
 from wanlab.spec import GenerationSpec
 from wanlab.watch import Cancelled, Interrupts, ended_as
@@ -53,20 +51,9 @@ class Claimed:
         Raises WanlabError for a full disk; the run is still in hand then.
         """
         result.record = result.record.with_(attempt=self.record.attempt, started=self.record.started)
-        artifacts = result.artifacts()
-        parts = {name: self.path / f"{PART}encoded-{name}" for name in artifacts}
         sweep(self.path)  # of earlier attempts; now, since nobody looks in here again once the run is ok
-        try:
-            for name, source in artifacts.items():
-                if callable(source):  # encoding may take minutes, in which the beats go on
-                    with writing(self.path), interrupts.let_through():
-                        source(parts[name])
-                    artifacts[name] = partial(os.replace, parts[name])
+        with runs.encoded(self.path, result.artifacts(), interrupts.let_through) as artifacts:
             runs.write_run(self.path, result.published_record(), artifacts)
-        finally:
-            for part in parts.values():
-                with contextlib.suppress(OSError):
-                    part.unlink(missing_ok=True)
 
     def fail(self, error: BaseException) -> None:
         """Write why there is no result."""

@@ -13,21 +13,19 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
-
-pytest.importorskip("distributed")
 import distributed
 import psutil
+import pytest
 import torch
 
 import wanlab
+from tests.cluster.points import spec_of
 from tests.question import experiment
-from tests.tiny import tiny_wan
 from wanlab import runs, stages, sweeps
 from wanlab.cli import main
 from wanlab.models import Model
@@ -38,51 +36,10 @@ from wanlab.sweeps._split import Line, makespan, spread
 from wanlab.sweeps._work import Options, Work
 from wanlab.watch import Cancelled
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 MAGCACHE = {"method": "magcache", "mag_ratios": [1.0] * 6, "retention": 0.3, "max_skip": 1}
 POISON = 6.625
 """The guidance scale at which a worker of `Poison` ends its process."""
-
-
-def children() -> set[int]:
-    """Processes below this one, but the helper of `multiprocessing` that stays."""
-    found = psutil.Process().children(recursive=True)
-    return {p.pid for p in found if p.status() != psutil.STATUS_ZOMBIE and "resource_tracker" not in str(p.cmdline())}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _nobody_stays() -> Iterator[None]:
-    before = children()
-    yield
-    assert children() <= before
-
-
-@pytest.fixture(scope="module")
-def client() -> Iterator[Any]:
-    with sweeps.local_cluster(2, gpus=[], threads=1) as found:
-        yield found
-
-
-@pytest.fixture
-def near() -> Iterator[Any]:
-    """A worker that is a thread of this process."""
-    found = distributed.Client(
-        processes=False, n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0", set_as_default=False
-    )
-    with found:
-        yield found
-        found.cluster.close()
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """A model that is in no catalogue."""
-    return wanlab.load(tiny_wan(tmp_path_factory.mktemp("tiny"))[1], device="cpu")
-
-
-def spec_of(model: Model, **changes: Any) -> Any:
-    size = {"width": 32, "height": 32, "num_frames": 5, "max_text_tokens": 8, "num_steps": 4}
-    return model.spec(prompt="a cat", **{**size, **changes})
 
 
 def works(out: Path, grid: Any, model: Model, share: bool = True) -> Work:
